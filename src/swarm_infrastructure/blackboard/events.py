@@ -1,0 +1,119 @@
+"""The board's log: one small event for each change, written in the same function as the change.
+
+An entry of the stream may carry many items that changed alike. Each item's row names its version and its previous
+event, so that an item's history is read backwards in as many steps as it has events, without a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..keys import BoardKeys
+from ..store import Store
+
+__all__ = ["Event", "EventLog"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One change of one item."""
+
+    id: str  #: of the stream entry; its first part is milliseconds on Redis' clock
+    kind: str  #: submitted, claimed, completed, failed, handed_back, lease_ended, quarantined, released, moved, …
+    item: str
+    version: int  #: of the item after the change
+    before: str  #: lane it left: section/status/requires; "" at birth
+    after: str  #: lane it came to; "" when deleted
+    agent: str
+    token: int  #: of the claim; 0 if there was none
+    reason: str
+    trace: str
+    previous: str  #: id of the item's event before this one; "" at birth
+
+    @property
+    def at_ms(self) -> int:
+        """When it happened, milliseconds since the epoch."""
+        return int(self.id.partition("-")[0])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as JSON data, under the names of the product document where it has them."""
+        return {
+            "kind": self.kind,
+            "item": self.item,
+            "version": self.version,
+            "from": self.before,
+            "to": self.after,
+            "by": self.agent,
+            "token": self.token,
+            "reason": self.reason,
+            "trace": self.trace,
+            "at_ms": self.at_ms,
+        }
+
+
+def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event]:
+    """The events in one entry of the stream."""
+    name = entry_id.decode()
+    facts = {field.decode(): value.decode() for field, value in fields.items()}
+    try:
+        for row in facts["items"].split(","):
+            item, version, previous = row.split(" ")
+            yield Event(
+                id=name,
+                kind=facts["kind"],
+                item=item,
+                version=int(version),
+                before=facts["from"],
+                after=facts["to"],
+                agent=facts["agent"],
+                token=int(facts["token"] or 0),
+                reason=facts["reason"],
+                trace=facts["trace"],
+                previous=previous,
+            )
+    except (KeyError, ValueError) as error:
+        raise InvalidInputError(f"event {name}", found=facts, needed="an event of this board", step="see: swarm audit") from error
+
+
+class EventLog:
+    """Reads a board's events."""
+
+    def __init__(self, store: Store, keys: BoardKeys) -> None:
+        self._store, self._keys = store, keys
+
+    async def read(self, start: str = "-", end: str = "+", *, page: int = 1000) -> AsyncIterator[Event]:
+        """Events from *start* to *end* (stream ids; ``(id`` excludes it), oldest first."""
+        while True:
+            entries = await self._store.command("XRANGE", self._keys.events, start, end, "COUNT", page)
+            for entry_id, fields in entries:
+                for event in read_entry(entry_id, fields):
+                    yield event
+            if len(entries) < page:
+                return
+            start = "(" + entries[-1][0].decode()
+
+    async def history(self, item_id: str, newest: str, *, most: int = 1000) -> list[Event]:
+        """The events of one item, oldest first, walked back from its *newest* event.
+
+        Ends early where the log was trimmed: the first event then has a version above 1.
+        """
+        events: list[Event] = []
+        entry_id = newest
+        while entry_id and len(events) < most:
+            entries = await self._store.command("XRANGE", self._keys.events, entry_id, entry_id)
+            if not entries:
+                break
+            rows = [event for event in read_entry(*entries[0]) if event.item == item_id]
+            if not rows:
+                break
+            events.append(rows[0])
+            entry_id = rows[0].previous
+        return events[::-1]
+
+    async def last_id(self) -> str:
+        """Id of the newest entry; ``0-0`` if there is none."""
+        entries = await self._store.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)
+        return entries[0][0].decode() if entries else "0-0"

@@ -1,0 +1,203 @@
+"""Items: what stands on the board, as Python sees it.
+
+The payload is JSON that the client makes and Redis never opens: Lua's JSON turns ``[]`` into ``{}`` and loses digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from ..errors import InvalidInputError
+from ..keys import lane_name
+
+__all__ = ["Item", "Payload", "Priority", "Submission", "Submitted", "dump_payload", "merge"]
+
+Payload = Mapping[str, Any] | BaseModel | Any  #: a dict, a pydantic model, a dataclass, or an object with ``to_dict``
+
+MAX_DEPTH = 32
+DEFAULT_PRIORITY = 2
+
+
+class Priority:
+    """Names for the usual priorities; any whole number from 0 (first) to 9 (last) will do."""
+
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One item, as it was when it was read."""
+
+    id: str
+    section: str
+    status: str
+    requires: str  #: the capability that an agent must have to claim it; "" for any agent
+    priority: int  #: 0 (first) to 9 (last)
+    version: int  #: grows by one with each change
+    attempts: int  #: claims since it came to its section that were not handed back
+    crashes: int  #: leases that ran out since it came to its section
+    token: int  #: of the newest claim; 0 if it was never claimed
+    holder: str  #: the agent that holds it, or ""
+    origin: str  #: the status it was claimed from, while it is held
+    seq: int  #: its order of arrival
+    event: str  #: id of its newest event
+    created_ms: int  #: when it was submitted, on Redis' clock
+    changed_ms: int  #: when it changed last, on Redis' clock
+    content_hash: str  #: its key in the dedup table, or ""
+    payload: dict[str, Any]
+    result: Any = None  #: what the last completion gave
+
+    @property
+    def lane(self) -> str:
+        """``section/status/requires``."""
+        return lane_name(self.section, self.status, self.requires)
+
+    @property
+    def claimed_from(self) -> str:
+        """The lane that it was claimed from; its own lane if nobody holds it."""
+        return lane_name(self.section, self.origin or self.status, self.requires)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The payload as the product document's calls give it: with ``id``, ``status`` and where the item stands."""
+        facts: dict[str, Any] = {
+            "id": self.id,
+            "status": self.status,
+            "_bb_section": self.section,
+            "_bb_version": self.version,
+            "_bb_updated_at": self.changed_ms / 1000,
+        }
+        if self.result is not None:
+            facts["_bb_result"] = self.result
+        return self.payload | facts
+
+    def facts(self) -> dict[str, Any]:
+        """Everything known of the item, as JSON data."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: bytes | None = None) -> Item:
+    """The item that a record and a payload describe; `InvalidInputError` for a torn or forged one."""
+    text = record.decode() if isinstance(record, bytes) else record
+    parts = text.split("|")
+    if len(parts) != 16:
+        raise InvalidInputError(f"record of item {item_id!r}", found=text, needed="16 fields", step="see: swarm audit")
+    event_ms = int(parts[11].partition("-")[0] or 0)
+    return Item(
+        id=item_id,
+        section=parts[0],
+        status=parts[1],
+        requires=parts[2],
+        priority=int(parts[3]),
+        version=int(parts[4]),
+        seq=int(parts[5]),
+        attempts=int(parts[6]),
+        crashes=int(parts[7]),
+        token=int(parts[8] or 0),
+        holder=parts[9],
+        origin=parts[10],
+        event=parts[11],
+        created_ms=int(parts[12] or event_ms),
+        changed_ms=event_ms,
+        content_hash=parts[15],
+        payload=orjson.loads(payload) if payload else {},
+        result=orjson.loads(result) if result else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """An item to be put on the board."""
+
+    id: str
+    section: str
+    payload: Payload
+    status: str | None = None  #: the section's entry status, if None
+    requires: str = ""
+    priority: int = DEFAULT_PRIORITY
+    delay_s: float = 0.0  #: not claimable before that
+    content_hash: str = ""  #: refused as a duplicate if another item of the board has the same
+    dedup_s: float = 0.0  #: how long the hash is remembered; 0: for ever
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """What became of a submission. Truthy if it was accepted."""
+
+    id: str
+    accepted: bool
+    duplicate_of: str = ""  #: id of the item that has the same id or content; "" if accepted
+
+    def __bool__(self) -> bool:
+        return self.accepted
+
+
+def dump_payload(payload: Payload, what: str = "payload") -> bytes:
+    """*payload* as JSON.
+
+    Raises:
+        InvalidInputError: it is no object, holds something JSON has no word for (NaN included), or is nested
+            deeper than 32.
+    """
+    data: Any
+    if isinstance(payload, BaseModel):
+        data = payload.model_dump(mode="json")
+    elif hasattr(payload, "to_dict"):
+        data = payload.to_dict()
+    elif is_dataclass(payload) and not isinstance(payload, type):
+        data = asdict(payload)
+    else:
+        data = payload
+    if not isinstance(data, Mapping):
+        raise InvalidInputError(what, found=type(data).__name__, needed="a JSON object (dict, model or dataclass)")
+    return dump_json(data if isinstance(data, dict) else dict(data), what)
+
+
+def dump_json(data: Any, what: str) -> bytes:
+    """*data* as JSON; `InvalidInputError` if it can't be."""
+    _check_values(data, what, 1)
+    try:
+        return orjson.dumps(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(what, found=data, needed="JSON data", step=str(error)) from error
+
+
+def _check_values(data: Any, what: str, depth: int) -> None:
+    # orjson writes NaN and Infinity as null without a word: the number would be lost
+    if isinstance(data, dict | list | tuple):
+        if depth > MAX_DEPTH:
+            raise InvalidInputError(what, found=f"depth {depth}", needed=f"at most {MAX_DEPTH}", step="flatten it")
+        for value in data.values() if isinstance(data, dict) else data:
+            if isinstance(value, float | dict | list | tuple):
+                _check_values(value, what, depth + 1)
+    elif isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        raise InvalidInputError(what, found=data, needed="a finite number", step="leave it out or send text")
+
+
+def merge(payload: Mapping[str, Any], patch: Mapping[str, Any] | Callable[[dict[str, Any]], Any] | None) -> dict[str, Any]:
+    """*payload* with the fields of *patch* in place of its own; None removes a field.
+
+    A callable gets a copy to change, or returns the new payload.
+    """
+    merged = dict(payload)
+    if callable(patch):
+        changed = patch(merged)
+        return dict(changed) if changed is not None else merged
+    for name, value in (patch or {}).items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = value
+    return merged
+
+
+def rows_of_three(answer: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+    """A flat answer cut into triples."""
+    return list(zip(answer[0::3], answer[1::3], answer[2::3], strict=True))

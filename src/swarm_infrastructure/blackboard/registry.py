@@ -1,0 +1,242 @@
+"""Who works on a board: agents, whether they live, and the gates that stop them from claiming.
+
+An agent that has not been heard of for ``dead_after_s`` is offline; nothing else follows from that, because its claims
+come back when their leases end. A gate stops new claims of one agent, a role or all; revoking also takes an agent's
+claims away at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..errors import InvalidInputError, ItemNotFoundError
+from ..keys import check_id, check_name
+from .claims import Claim, Ending
+
+if TYPE_CHECKING:
+    from .blackboard import Blackboard
+
+__all__ = ["AgentRegistry", "AgentState", "AgentStatus"]
+
+
+class AgentStatus(StrEnum):
+    """What an agent is doing."""
+
+    IDLE = "idle"
+    WORKING = "working"
+    ERROR = "error"  #: its last cycle failed; it goes on after a pause
+    PAUSED = "paused"
+    OFFLINE = "offline"  #: no heartbeat for too long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """An agent, as it is known on the board."""
+
+    agent_id: str
+    role: str
+    status: AgentStatus
+    capabilities: tuple[str, ...] = ()
+    current_items: tuple[str, ...] = ()  #: what it holds now
+    tasks_completed: int = 0
+    tasks_failed: int = 0
+    tasks_handed_back: int = 0
+    total_tokens_used: int = 0
+    last_heartbeat_ms: int = 0  #: on Redis' clock; 0 if it never sent one
+    age_s: float = 0.0  #: since the last heartbeat
+    gate: str = ""  #: why it may not claim, "" if it may
+    facts: dict[str, Any] = field(default_factory=dict)  #: host, pid and whatever it said of itself
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self) | {"status": self.status.value}
+
+
+class AgentRegistry:
+    """The agents of one board."""
+
+    def __init__(self, blackboard: Blackboard, *, dead_after_s: float) -> None:
+        self._blackboard, self._dead_after_s = blackboard, dead_after_s
+        self._store, self._keys = blackboard.store, blackboard.keys
+
+    async def register(self, agent_id: str, role: str, capabilities: Sequence[str] = (), **facts: Any) -> None:
+        """Make an agent known, or describe it anew.
+
+        Raises:
+            InvalidInputError: a name that can't be one.
+        """
+        await self.beat_all([(agent_id, role, {"capabilities": [str(tag) for tag in capabilities], **facts})])
+
+    async def unregister(self, agent_id: str) -> None:
+        """Forget an agent. Its claims stay until they end."""
+        check_id("agent id", agent_id)
+        keys = self._keys
+        await self._store.commands(
+            ("HDEL", keys.agents, agent_id), ("ZREM", keys.beats, agent_id), ("HDEL", keys.receipts, agent_id)
+        )
+
+    async def beat(self, agent_id: str) -> None:
+        """Say that a registered agent lives."""
+        known = await self.find(agent_id)
+        if known is None:
+            raise ItemNotFoundError(agent_id, f"{self._blackboard.board.name} (agents)")
+        await self.beat_all([(agent_id, known.role, None)])
+
+    async def beat_all(self, agents: Sequence[tuple[str, str, dict[str, Any] | None]]) -> list[str]:
+        """Say that these agents (id, role, what changed in its description) live, in one call.
+
+        Returns:
+            For each the gate that is shut for it, or "".
+        """
+        args: list[Any] = []
+        for agent_id, role, facts in agents:
+            check_id("agent id", agent_id)
+            check_name("role", role)
+            args += (agent_id, role, orjson.dumps({"role": role, **facts}) if facts is not None else b"")
+        answer = await self._store.call(
+            "heartbeat", [self._keys.rules, self._keys.agents, self._keys.beats, self._keys.gates], args
+        )
+        return [gate.decode() for gate in answer[1:]]
+
+    async def update(self, agent_id: str, **facts: Any) -> None:
+        """Change what is known of an agent (``status``, ``role``, ``capabilities`` or anything else)."""
+        text = await self._store.command("HGET", self._keys.agents, check_id("agent id", agent_id))
+        known = orjson.loads(text) if text else {"role": "agent"}
+        if "status" in facts:
+            facts["status"] = AgentStatus(facts["status"]).value
+        merged = known | facts
+        await self.beat_all([(agent_id, str(merged["role"]), merged)])
+
+    async def find(self, agent_id: str) -> AgentState | None:
+        """The agent, or None."""
+        return next((agent for agent in await self.list() if agent.agent_id == agent_id), None)
+
+    async def list(self) -> list[AgentState]:
+        """Every agent, by id."""
+        keys = self._keys
+        agents, beats, gates, tallies, clock, offset = await self._store.commands(
+            ("HGETALL", keys.agents),
+            ("ZRANGE", keys.beats, 0, -1, "WITHSCORES"),
+            ("HGETALL", keys.gates),
+            ("HGETALL", keys.tallies),
+            ("TIME",),
+            ("HGET", keys.rules, "clock_offset_ms"),
+        )
+        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+        last = {agent.decode(): int(ms) for agent, ms in _pairs(beats)}
+        shut = {name.decode(): why.decode() for name, why in _pairs(gates)}
+        endings = {name.decode(): int(n) for name, n in _pairs(tallies)}
+        held: dict[str, list[str]] = {}
+        for item in await self._claimed():
+            held.setdefault(item.holder, []).append(item.id)
+        states = []
+        for name, text in _pairs(agents):
+            agent_id, facts = name.decode(), orjson.loads(text)
+            states.append(self._state(agent_id, facts, now_ms - last.get(agent_id, 0), last, shut, endings, held))
+        return sorted(states, key=lambda state: state.agent_id)
+
+    def _state(
+        self,
+        agent_id: str,
+        facts: dict[str, Any],
+        age_ms: int,
+        last: dict[str, int],
+        shut: dict[str, str],
+        endings: dict[str, int],
+        held: dict[str, list[str]],
+    ) -> AgentState:
+        role = str(facts.pop("role", ""))
+        status = AgentStatus(facts.pop("status", AgentStatus.IDLE))
+        gate = shut.get(f"agent:{agent_id}") or shut.get(f"role:{role}") or shut.get("*") or ""
+        items = tuple(held.get(agent_id, ()))
+        if age_ms > self._dead_after_s * 1000:
+            status = AgentStatus.OFFLINE
+        elif gate:
+            status = AgentStatus.PAUSED
+        elif items and status is AgentStatus.IDLE:
+            status = AgentStatus.WORKING
+        return AgentState(
+            agent_id=agent_id,
+            role=role,
+            status=status,
+            capabilities=tuple(facts.pop("capabilities", ())),
+            current_items=items,
+            tasks_completed=endings.get(f"{agent_id}|completed", 0),
+            tasks_failed=endings.get(f"{agent_id}|failed", 0) + endings.get(f"{agent_id}|quarantined", 0),
+            tasks_handed_back=endings.get(f"{agent_id}|handed_back", 0) + endings.get(f"{agent_id}|revoked", 0),
+            total_tokens_used=endings.get(f"{agent_id}|tokens", 0),
+            last_heartbeat_ms=last.get(agent_id, 0),
+            age_s=round(max(age_ms, 0) / 1000, 3),
+            gate=gate,
+            facts=facts,
+        )
+
+    async def _claimed(self) -> Any:
+        queries = self._blackboard.queries
+        lanes = await queries.timed_lanes()
+        return [item for item in await queries.timed(lanes) if item.holder]
+
+    async def count_tokens(self, agent_id: str, tokens: int) -> None:
+        """Add to the tokens that an agent used."""
+        await self._store.command("HINCRBY", self._keys.tallies, f"{check_id('agent id', agent_id)}|tokens", tokens, once=True)
+
+    # -- gates ------------------------------------------------------------------------------------------------------
+
+    async def pause(self, who: str = "*", *, reason: str = "paused") -> None:
+        """Stop claims of ``agent:ID``, ``role:ROLE`` or ``*`` (all); what they hold they may finish."""
+        await self._store.command("HSET", self._keys.gates, _gate(who), reason or "paused")
+
+    async def resume(self, who: str = "*") -> bool:
+        """Open a gate again; False if it was open. Whoever waits claims again within a second."""
+        return bool(await self._store.command("HDEL", self._keys.gates, _gate(who)))
+
+    async def gates(self) -> dict[str, str]:
+        """Every gate that is shut, and why."""
+        rows = await self._store.command("HGETALL", self._keys.gates)
+        return {name.decode(): why.decode() for name, why in _pairs(rows)}
+
+    async def revoke(self, agent_id: str, *, agent: str = "", reason: str = "revoked") -> int:
+        """Stop an agent for good and take its claims away: they are offered again, and whatever it writes is refused.
+
+        Args:
+            agent_id: whom.
+            agent: who does it.
+            reason: for the log.
+
+        Returns:
+            How many claims it lost.
+        """
+        check_id("agent id", agent_id)
+        await self._store.command("HSET", self._keys.gates, f"agent:{agent_id}", "revoked")
+        desk, ended = self._blackboard.claims, 0
+        why = f"{reason} by {agent}" if agent else reason
+        for item in await self._blackboard.queries.by_agent(agent_id):
+            claim = Claim(
+                item_id=item.id, agent_id=agent_id, token=item.token, ends_at_ms=0, lease_s=0, lane=item.claimed_from, taken_at=0
+            )
+            await desk.end(
+                Ending(claim=claim, kind="revoke", to=claim.lane, quarantine=desk.quarantine_of(claim.lane), reason=why)
+            )
+            ended += 1
+        return ended
+
+
+def _pairs(rows: Mapping[bytes, bytes] | Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
+    """Pairs of a hash, or of a zset with scores, as redis-py gives them."""
+    return rows.items() if isinstance(rows, Mapping) else [(row[0], row[1]) for row in rows]
+
+
+def _gate(who: str) -> str:
+    kind, _, name = who.partition(":")
+    if who == "*":
+        return who
+    if kind == "agent":
+        return f"agent:{check_id('agent id', name)}"
+    if kind == "role":
+        return f"role:{check_name('role', name)}"
+    raise InvalidInputError("who", found=who, needed="'*', 'role:ROLE' or 'agent:ID'")

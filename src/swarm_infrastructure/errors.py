@@ -1,0 +1,216 @@
+"""Every error that the package raises, sorted by what the caller can do about it.
+
+::
+
+    SwarmError
+    ├── ConfigurationError             fix the settings, the board or the server, start again
+    │   ├── BoardError                 a board that contradicts itself
+    │   ├── BoardMismatchError         Redis holds another board under this name
+    │   ├── LibraryMismatchError       the server holds another build of the function library
+    │   ├── ServerUnfitError           a Redis that can't carry a board (no functions, evicts keys)
+    │   └── MissingExtraError          an optional part that is not installed
+    ├── RefusedError                   the swarm said no: decide, do not retry
+    │   ├── InvalidInputError          a name, payload or argument that breaks a limit
+    │   ├── ItemNotFoundError · UnknownSectionError · WrongStatusError · ItemHeldError
+    │   ├── VersionConflictError       somebody changed the item since it was read
+    │   ├── ClaimLostError             the lease ran out or the claim was ended: whatever it writes is stale
+    │   ├── SectionFullError           a section's cap, or Redis' memory, is reached
+    │   └── LockNotAcquiredError
+    └── UnavailableError               a service did not answer: a retry may help
+        └── StoreUnavailableError
+
+Each message names the thing, what was found, what was needed and the next step; the same facts are fields.
+Losing a race is a value, not an error: ``claim`` gives no claim, ``submit`` gives the duplicate's id.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BoardError",
+    "BoardMismatchError",
+    "ClaimLostError",
+    "ConfigurationError",
+    "InvalidInputError",
+    "ItemHeldError",
+    "ItemNotFoundError",
+    "LibraryMismatchError",
+    "LockAcquisitionError",
+    "LockNotAcquiredError",
+    "MissingExtraError",
+    "RefusedError",
+    "SectionFullError",
+    "ServerUnfitError",
+    "StoreUnavailableError",
+    "SwarmError",
+    "UnavailableError",
+    "UnknownSectionError",
+    "VersionConflictError",
+    "WrongStatusError",
+]
+
+
+class SwarmError(Exception):
+    """The root: catch it to catch whatever the package raises on purpose."""
+
+
+class ConfigurationError(SwarmError):
+    """The settings, the board or the server are wrong: fix them and start again."""
+
+
+class BoardError(ConfigurationError):
+    """A board contradicts itself; the message lists every fault found, not only the first."""
+
+    def __init__(self, board: str, faults: list[str]) -> None:
+        self.board, self.faults = board, faults
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(f"board {board!r} can't be built:{listed}")
+
+
+class BoardMismatchError(ConfigurationError):
+    """Redis holds a board of this name with other sections, statuses or limits."""
+
+    def __init__(self, board: str, *, found: str, needed: str, blocking: str = "") -> None:
+        self.board, self.found, self.needed, self.blocking = board, found, needed, blocking
+        why = f"; it can't be replaced while items stand in {blocking}" if blocking else ""
+        step = (
+            "move or delete these items first"
+            if blocking
+            else "replace it with: swarm run TARGET --replace-board (or Blackboard.open(replace=True))"
+        )
+        super().__init__(f"board {board!r} in Redis is {found[:12]}, this program brings {needed[:12]}{why}; {step}")
+
+
+class LibraryMismatchError(ConfigurationError):
+    """The server's function library is not the one that this version of the package brings."""
+
+    def __init__(self, function: str, found: object, needed: str = "an answer this version knows") -> None:
+        self.function, self.found, self.needed = function, found, needed
+        super().__init__(
+            f"{function} on this server answered or is {found!r}, needed {needed}; "
+            "if no other version of swarm_infrastructure uses this server: swarm redis upgrade"
+        )
+
+
+class ServerUnfitError(ConfigurationError):
+    """The Redis server can't carry a board."""
+
+    def __init__(self, server: str, *, found: str, needed: str, step: str) -> None:
+        self.server, self.found, self.needed, self.step = server, found, needed, step
+        super().__init__(f"Redis at {server}: found {found}, needed {needed}; {step}")
+
+
+class MissingExtraError(ConfigurationError):
+    """A part of the package needs a library that is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        self.library, self.extra = library, extra
+        super().__init__(f"{library} is not installed; install it with: pip install 'swarm-infrastructure[{extra}]'")
+
+
+class RefusedError(SwarmError):
+    """The swarm said no. Doing the same again gives the same answer."""
+
+
+class InvalidInputError(RefusedError, ValueError):
+    """An argument breaks a rule that can be checked before anything is written."""
+
+    def __init__(self, what: str, *, found: object, needed: str, step: str = "") -> None:
+        self.what, self.found, self.needed = what, found, needed
+        shown = repr(found)
+        shown = shown if len(shown) <= 120 else shown[:117] + "..."
+        super().__init__(f"{what}: found {shown}, needed {needed}" + (f"; {step}" if step else ""))
+
+
+class ItemNotFoundError(RefusedError, KeyError):
+    """No item of this id is on the board."""
+
+    def __init__(self, item_id: str, board: str = "", section: str = "") -> None:
+        self.item_id, self.board, self.section = item_id, board, section
+        where = f" in section {section!r}" if section else ""
+        super().__init__(f"no item {item_id!r}{where} on board {board!r}; list them with: swarm items list")
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0])
+
+
+class UnknownSectionError(RefusedError):
+    """The board has no such section."""
+
+    def __init__(self, section: str, board: str, known: list[str]) -> None:
+        self.section, self.board, self.known = section, board, known
+        super().__init__(f"board {board!r} has no section {section!r}; it has: {', '.join(known)}")
+
+
+class WrongStatusError(RefusedError):
+    """The board does not allow this step, or the item is not where the call needs it."""
+
+    def __init__(self, item_id: str, *, found: str, needed: str, step: str = "") -> None:
+        self.item_id, self.found, self.needed = item_id, found, needed
+        super().__init__(f"item {item_id!r} is {found}, needed {needed}" + (f"; {step}" if step else ""))
+
+
+class ItemHeldError(RefusedError):
+    """An agent holds a claim on the item, so that only it may change it."""
+
+    def __init__(self, item_id: str, holder: str) -> None:
+        self.item_id, self.holder = item_id, holder
+        super().__init__(
+            f"item {item_id!r} is claimed by {holder!r}, needed no claim; "
+            f"wait for it to end, or take it away with: swarm agents revoke {holder}"
+        )
+
+
+class VersionConflictError(RefusedError):
+    """Somebody changed the item since it was read; nothing was written."""
+
+    def __init__(self, item_id: str, *, found: int, needed: int) -> None:
+        self.item_id, self.found, self.needed = item_id, found, needed
+        super().__init__(f"item {item_id!r} is at version {found}, needed {needed}; read it again and repeat")
+
+
+class ClaimLostError(RefusedError):
+    """The claim no longer holds: nothing was written, and somebody else may be working on the item."""
+
+    def __init__(self, item_id: str, agent_id: str, token: int, why: str) -> None:
+        self.item_id, self.agent_id, self.token, self.why = item_id, agent_id, token, why
+        super().__init__(
+            f"{agent_id!r} no longer holds item {item_id!r} (token {token}): {why}; "
+            "nothing was written, drop the work and claim again"
+        )
+
+
+class SectionFullError(RefusedError):
+    """A section is at its cap, or Redis at its memory limit; nothing was written."""
+
+    def __init__(self, section: str, *, found: str, needed: str) -> None:
+        self.section, self.found, self.needed = section, found, needed
+        super().__init__(
+            f"section {section!r} takes no more items: found {found}, needed {needed}; "
+            "submit again when agents have worked some off"
+        )
+
+
+class LockNotAcquiredError(RefusedError):
+    """Somebody else held the lock for as long as the caller was ready to wait."""
+
+    def __init__(self, resource: str, agent_id: str, *, holder: str, waited_s: float) -> None:
+        self.resource, self.agent_id, self.holder, self.waited_s = resource, agent_id, holder, waited_s
+        super().__init__(
+            f"{agent_id!r} did not get the lock on {resource!r} within {waited_s:g} s: {holder!r} holds it; "
+            "wait longer (timeout=...) or try later"
+        )
+
+
+LockAcquisitionError = LockNotAcquiredError  #: the name in the product document
+
+
+class UnavailableError(SwarmError):
+    """A service did not answer. A retry may help."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """Redis did not answer; whether the last call was executed is unknown, repeating it is safe."""
+
+    def __init__(self, server: str, why: str) -> None:
+        self.server, self.why = server, why
+        super().__init__(f"Redis at {server} does not answer ({why}); start it, or set REDIS_URL; check: swarm doctor")

@@ -1,0 +1,96 @@
+"""Every Redis key, built in one place.
+
+All keys of a board carry the same hash tag, ``{namespace:board}``, so that each function call stays on one cluster slot:
+a board is one unit of scale. A *lane* is the line of all items with one section, status and required capability; it
+has a name (``section/status/requires``) and three keys of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .errors import InvalidInputError
+
+__all__ = ["BoardKeys", "LaneKeys", "check_id", "check_name", "lane_name"]
+
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+~-]{0,127}")
+
+
+@lru_cache(maxsize=4096)
+def check_name(what: str, name: str) -> str:
+    """Return *name* if it can name a section, a status, a role or a capability.
+
+    Raises:
+        InvalidInputError: it is no lower-case word of up to 64 letters, digits, ``_``, ``.`` or ``-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInputError(what, found=name, needed="1-64 of a-z 0-9 _ . - (no leading . or -)")
+    return name
+
+
+def check_id(what: str, name: str) -> str:
+    """Return *name* if it can be the id of an item or an agent.
+
+    Raises:
+        InvalidInputError: it holds anything but letters, digits and ``_ . : @ + ~ -``, or is longer than 128.
+    """
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        raise InvalidInputError(
+            what, found=name, needed="1-128 of A-Z a-z 0-9 _ . : @ + ~ - (no leading sign)", step="hash or encode it"
+        )
+    return name
+
+
+@lru_cache(maxsize=65536)
+def lane_name(section: str, status: str, requires: str = "") -> str:
+    """``section/status/requires``: the name of a lane in keys, counters and events."""
+    return f"{section}/{status}/{requires}"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneKeys:
+    """The keys of one lane."""
+
+    name: str
+    line: str  #: zset of ready or resting items, by priority then order of arrival
+    timed: str  #: zset of items claimed from here by the end of their lease, and of delayed ones by their due time (ms)
+    bell: str  #: list of at most one token: idle agents block on it
+
+
+class BoardKeys:
+    """The keys of one board: ``swarm:{namespace:board}:…``."""
+
+    def __init__(self, namespace: str, board: str) -> None:
+        prefix = self.prefix = f"swarm:{{{namespace}:{board}}}:"
+        self.rules = prefix + "board"  #: hash: digest, definition and rules of the board
+        self.items = prefix + "items"  #: hash: id → record
+        self.payloads = prefix + "payloads"  #: hash: id → JSON
+        self.results = prefix + "results"  #: hash: id → JSON that the last completion gave
+        self.errors = prefix + "errors"  #: hash: id → JSON lines, newest last
+        self.events = prefix + "events"  #: stream: one entry for a change, or for items that changed alike
+        self.counts = prefix + "counts"  #: hash: lane → items standing in it; section → items in it
+        self.seq = prefix + "seq"  #: string: items ever submitted, which is their order of arrival
+        self.fence = prefix + "fence"  #: string: the newest token
+        self.dedup = prefix + "dedup"  #: hash: content hash → id|expires_ms
+        self.gates = prefix + "gates"  #: hash: *, role:ROLE or agent:ID → why claims are stopped
+        self.held = prefix + "held"  #: hash: agent → claims it holds
+        self.receipts = prefix + "receipts"  #: hash: agent → its last claim call and what it got
+        self.tallies = prefix + "tallies"  #: hash: agent|ending → how many claims ended so
+        self.agents = prefix + "agents"  #: hash: agent → its description (JSON)
+        self.beats = prefix + "beats"  #: zset: agents by their last heartbeat (ms)
+        self.bands = prefix + "bands"  #: hash: signature band → ids of texts that show it
+        self.sketched = prefix + "sketched"  #: hash: id → its place among the texts laid down
+        self.base = prefix + "base"  #: hash: id → record at the last trim, for items whose events are all gone
+        self._lanes: dict[str, LaneKeys] = {}
+
+    def lane(self, name: str) -> LaneKeys:
+        """The keys of the lane called *name* (see `lane_name`)."""
+        keys = self._lanes.get(name)
+        if keys is None:
+            prefix = self.prefix
+            keys = LaneKeys(name, f"{prefix}lane:{name}", f"{prefix}timed:{name}", f"{prefix}bell:{name}")
+            self._lanes[name] = keys
+        return keys

@@ -1,0 +1,49 @@
+-- claim_item: give an agent the sole right to work on one item that it names.
+-- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 fence  7 gates  8 held  9 receipts  10 errors
+--          then per lane the item may be in: line, timed, bell, quarantine
+-- ARGV     1 item  2 agent  3 role  4 lease_ms (> 0)  5 request
+-- Returns  {'claimed', token, lease_ends_ms, record, payload}   {'held', holder}   {'lane', lane}: not ready
+--          {'delayed', due_ms}   {'gate', reason}   {'missing'}
+-- Event    claimed
+local function claim_item(keys, argv)
+  local context = {
+    items = keys[2], payloads = keys[3], events = keys[4], counts = keys[5], gates = keys[7], held = keys[8],
+    receipts = keys[9], errors = keys[10], rules = read_rules(keys[1]),
+  }
+  local id, agent, role, lease_ms, request = argv[1], argv[2], argv[3], tonumber(argv[4]), argv[5]
+  local now_us, now_ms = read_clock(keys[1])
+  context.now_ms = now_ms
+  local gate = gate_of(context.gates, agent, role)
+  if gate then return { 'gate', gate } end -- guard: item_gate
+  local ask, given = string.match(redis.call('HGET', context.receipts, agent) or '', '^(%S+) (%S+)')
+
+  local record = unpack_record(redis.call('HGET', context.items, id))
+  if not record then return { 'missing' } end
+  local ends_ms = whole(now_ms + lease_ms)
+  local lane
+  for _, each in ipairs(read_lanes(keys, 11)) do
+    if each.name == lane_of(record, record.holder ~= '' and record.origin or nil) then lane = each end
+  end
+  if not lane or not claimable(context.rules, lane) then return { 'lane', lane_of(record) } end -- guard: item_lane
+  local due_ms = tonumber(redis.call('ZSCORE', lane.timed, id) or 0)
+  if record.holder ~= '' then
+    if ask == request and given == record.token then -- guard: item_repeat
+      return { 'claimed', given, whole(due_ms), pack_record(record), redis.call('HGET', context.payloads, id) }
+    end
+    if due_ms > now_ms then return { 'held', record.holder } end -- guard: item_held
+    reap(context, { lane }, 500) -- its lease ran out: a crash, and perhaps the last one it may have
+    record = unpack_record(redis.call('HGET', context.items, id))
+    if record.holder ~= '' or lane_of(record) ~= lane.name then return { 'lane', lane_of(record) } end
+  elseif due_ms > now_ms then
+    return { 'delayed', whole(due_ms) } -- guard: item_delayed
+  end
+
+  local changes = collect_changes(context.items, context.events, context.counts)
+  local token = next_token(keys[6], now_us)
+  redis.call('ZREM', lane.line, id)
+  hold(changes, context, lane, id, record, agent, token, ends_ms)
+  write_changes(changes)
+  redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' ' .. id)
+  return { 'claimed', token, ends_ms, pack_record(record), redis.call('HGET', context.payloads, id) }
+end
+register('claim_item', claim_item)

@@ -1,0 +1,163 @@
+-- end_claims: complete, fail or hand back claims; many of one process in one call. Works when Redis is out of memory.
+-- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 gates  7 held  8 results  9 errors  10 tallies
+--          then per lane: line, timed, bell
+-- ARGV     groups of claims that end alike: kind, lane claimed from, lane to, lane of the quarantine (1 = first),
+--          delay_ms, reason, trace, error (JSON line or ''), number of claims;
+--          then per claim: id, token, version the payload was made from or '', payload or '', result or ''
+--          kind: complete | fail (to: where it waits) | give_up | hand_back | revoke (by an operator)
+-- Returns  one answer per claim: {'completed'|'failed'|'quarantined'|'handed_back'|'revoked', version}, the same when repeated;
+--          {'lost', why}   {'step', from, to}   {'place', lane}   {'version', found}   {'large', bytes, limit}   {'missing'}
+-- Event    completed, failed, quarantined, handed_back or revoked
+local ENDED = { complete = 'completed', fail = 'failed', give_up = 'quarantined', hand_back = 'handed_back', revoke = 'revoked' }
+local LANDED = { completed = true, failed = true, quarantined = true, handed_back = true, revoked = true }
+
+-- first_answer: what this call got before, if its reply was lost; or why the claim no longer holds.
+local function first_answer(record, token, kind)
+  for ended, ending, version in string.gmatch(record.endings, '(%d+):([%a_]+):(%d+)') do
+    if ended == token then
+      if ending == ENDED[kind] or (kind == 'fail' and ending == 'quarantined') then return { ending, tonumber(version) } end
+      return { 'lost', 'it has ended: ' .. ending }
+    end
+  end
+  if record.holder ~= '' then return { 'lost', 'the lease ran out and ' .. record.holder .. ' holds it now' } end
+  return { 'lost', 'the lease ran out and the item was taken back' }
+end
+
+local function judge_target(context, record, lane, kind)
+  local section, status, requires = split_lane(lane.name)
+  if not section or not context.rules.place(section, status) then return { 'place', lane.name } end -- guard: end_place
+  if kind == 'complete' and not context.rules.step(record.status, status) then -- guard: end_step
+    return { 'step', record.status, status }
+  end
+  return nil, section, status, requires
+end
+
+local function judge_texts(context, record, claim)
+  if claim.payload == '' then return nil end
+  if tonumber(claim.version) ~= record.version then return { 'version', record.version } end -- guard: end_version
+  local bytes = context.rules.limits(record.section).bytes
+  if bytes > 0 and #claim.payload > bytes then return { 'large', #claim.payload, bytes } end -- guard: end_bytes
+  return nil
+end
+
+local function remember_ending(record, token, kind)
+  local newest = string.match(record.endings, '^[^,]*')
+  record.endings = token .. ':' .. kind .. ':' .. record.version .. (newest ~= '' and ',' .. newest or '')
+end
+
+-- land: the item leaves the agent's hands and goes to its next lane.
+local function land(context, group, claim, record, kind, lane, delay_ms)
+  local from, agent = lane_of(record), record.holder
+  local section, status, requires = split_lane(lane.name)
+  record.section, record.status, record.requires = section, status, requires
+  record.version = record.version + 1
+  record.holder, record.origin = '', ''
+  remember_ending(record, claim.token, kind)
+  take_out(context.changes, group.from.timed, claim.id)
+  local ready = context.rules.place(section, status) ~= '-'
+  if ready and delay_ms > 0 then
+    put_in(context.changes, lane.timed, whole(context.now_ms + delay_ms), claim.id)
+  else
+    put_in(context.changes, lane.line, score_of(record), claim.id, ready and lane.bell or nil)
+  end
+  count(context.changes, context.held, agent, -1)
+  count(context.changes, context.tallies, agent .. '|' .. kind, 1)
+  change(context.changes, claim.id, record, kind, from, lane.name, agent, claim.token, group.reason, group.trace)
+  if group.error ~= '' then context.troubles[#context.troubles + 1] = { id = claim.id, line = group.error } end
+  return { kind, record.version }
+end
+
+local function finish(context, group, claim, record)
+  local kind = group.kind
+  local refused = judge_texts(context, record, claim)
+  if refused then return refused end
+  if kind == 'complete' then
+    refused = judge_target(context, record, group.to, kind)
+    if refused then return refused end
+    record.attempts, record.crashes = 0, 0
+    if claim.payload ~= '' then
+      context.texts[#context.texts + 1] = claim.id
+      context.texts[#context.texts + 1] = claim.payload
+    end
+    if claim.result ~= '' then
+      context.results[#context.results + 1] = claim.id
+      context.results[#context.results + 1] = claim.result
+    end
+    return land(context, group, claim, record, 'completed', group.to, group.delay_ms)
+  end
+  if kind == 'fail' or kind == 'give_up' then
+    refused = judge_target(context, record, group.to, kind) or judge_target(context, record, group.quarantine, kind)
+    if refused then return refused end
+    if kind == 'give_up' or worn_out(context.rules.limits(record.section), record) then -- guard: fail_worn_out
+      return land(context, group, claim, record, 'quarantined', group.quarantine, 0)
+    end
+    return land(context, group, claim, record, 'failed', group.to, group.delay_ms)
+  end
+  record.attempts = math.max(0, record.attempts - 1) -- neither a failure nor a crash
+  return land(context, group, claim, record, ENDED[kind], group.from, group.delay_ms)
+end
+
+local function judge_claim(context, group, claim, record, ends_ms)
+  if not record then return { 'missing' } end
+  if record.token ~= claim.token or record.holder == '' then return first_answer(record, claim.token, group.kind) end -- guard: end_token
+  if (record.section .. '/' .. record.origin .. '/' .. record.requires) ~= group.from.name then -- guard: end_lane
+    return { 'lost', 'it was claimed from ' .. record.section .. '/' .. record.origin .. '/' .. record.requires }
+  end
+  if group.kind == 'revoke' then return nil end
+  if tonumber(ends_ms or 0) <= context.now_ms then return { 'lost', 'the lease ran out' } end -- guard: end_lease
+  if redis.call('HGET', context.gates, 'agent:' .. record.holder) == 'revoked' then return { 'lost', 'the agent was revoked' } end -- guard: end_revoked
+  return nil
+end
+
+local function read_groups(keys, argv)
+  local groups, at = {}, 1
+  local function lane(index)
+    local first = 11 + (tonumber(index) - 1) * 3
+    return { line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane_name(keys[first]) }
+  end
+  while argv[at] do
+    local kind, from, to, quarantine, delay_ms, reason, trace, error, n = unpack(argv, at, at + 8)
+    local group = {
+      kind = kind, from = lane(from), to = lane(to), quarantine = lane(quarantine), delay_ms = tonumber(delay_ms),
+      reason = reason, trace = trace, error = error, claims = {}, ids = {},
+    }
+    at = at + 9
+    for i = 1, tonumber(n) do
+      local id, token, version, payload, result = unpack(argv, at, at + 4)
+      group.claims[i] = { id = id, token = token, version = version, payload = payload, result = result }
+      group.ids[i] = id
+      at = at + 5
+    end
+    groups[#groups + 1] = group
+  end
+  return groups
+end
+
+local function end_claims(keys, argv)
+  local _, now_ms = read_clock(keys[1])
+  local context = {
+    now_ms = now_ms, rules = read_rules(keys[1]), gates = keys[6], held = keys[7], tallies = keys[10],
+    changes = collect_changes(keys[2], keys[4], keys[5]), texts = {}, results = {}, troubles = {},
+  }
+  local answers, seen = {}, {}
+  for _, group in ipairs(read_groups(keys, argv)) do
+    local packed = redis.call('HMGET', keys[2], unpack(group.ids))
+    local ends = redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
+    for i, claim in ipairs(group.claims) do
+      local record = unpack_record(packed[i])
+      local answer = judge_claim(context, group, claim, record, ends[i])
+      if seen[claim.id] then answer = { 'lost', 'it is ended twice in one call' } end -- guard: end_twice
+      if not answer then
+        answer = finish(context, group, claim, record)
+        seen[claim.id] = LANDED[answer[1]]
+      end
+      answers[#answers + 1] = answer
+    end
+  end
+  write_changes(context.changes)
+  if #context.texts > 0 then redis.call('HSET', keys[3], unpack(context.texts)) end
+  if #context.results > 0 then redis.call('HSET', keys[8], unpack(context.results)) end
+  for _, trouble in ipairs(context.troubles) do remember_error(keys[9], trouble.id, trouble.line) end
+  return answers
+end
+register('end_claims', end_claims, { 'allow-oom' })

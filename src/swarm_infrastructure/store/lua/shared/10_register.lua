@@ -1,0 +1,11 @@
+-- register: publish a function under its versioned name. A release that changes a contract publishes swarm_v2_… beside
+-- these, so that old and new workers run together during an upgrade.
+-- Flags: {} refuses when Redis is out of memory (growing); {'allow-oom'} still drains then; {'no-writes'} only reads.
+local function register(name, callback, flags)
+  redis.register_function{ function_name = 'swarm_v1_' .. name, callback = callback, flags = flags or {} }
+end
+
+-- whole: a whole number as text, exact up to 2^53. tostring() would print a token as 1.7952170319842e+15.
+local function whole(number)
+  return string.format('%.0f', number)
+end

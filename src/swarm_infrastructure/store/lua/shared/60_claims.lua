@@ -1,0 +1,98 @@
+-- Steps that every way of claiming shares.
+-- A lane of a claim is four keys: the line itself, `timed` (claims by the end of their lease, delayed items by their
+-- due time), the doorbell, and the section's quarantine.
+local function read_lanes(keys, first)
+  local lanes = {}
+  for i = first, #keys, 4 do
+    lanes[#lanes + 1] = {
+      line = keys[i], timed = keys[i + 1], bell = keys[i + 2], quarantine = keys[i + 3], name = lane_name(keys[i]),
+    }
+  end
+  return lanes
+end
+
+local function claimable(rules, lane)
+  local section, status = split_lane(lane.name)
+  return (rules.place(section, status) or '-') ~= '-'
+end
+
+-- worn_out: does one more crash or failure send the item to quarantine?
+local function worn_out(limits, record)
+  if limits.crashes > 0 and record.crashes >= limits.crashes then return 'crashes' end -- guard: max_crashes
+  if limits.attempts > 0 and record.attempts >= limits.attempts then return 'attempts' end -- guard: max_attempts
+  return nil
+end
+
+local function end_lease(changes, context, lane, id, record)
+  local agent, token, from = record.holder, record.token, lane_of(record)
+  record.crashes = record.crashes + 1
+  record.version = record.version + 1
+  local why = worn_out(context.rules.limits(record.section), record)
+  local kind, line, bell = 'lease_ended', lane.line, lane.bell
+  if why then kind, line, bell = 'quarantined', lane.quarantine, nil end
+  record.status = why and select(2, split_lane(lane_name(lane.quarantine))) or record.origin
+  record.holder, record.origin = '', ''
+  take_out(changes, lane.timed, id)
+  put_in(changes, line, score_of(record), id, bell)
+  count(changes, context.held, agent, -1)
+  change(changes, id, record, kind, from, lane_of(record), agent, token, why or 'lease ended', '')
+  context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token }
+end
+
+-- reap: take back what ran out, at most `limit` items: leases (a crash each) and delays (nothing but their time).
+-- Writes. Returns how many leases ended.
+local function reap(context, lanes, limit)
+  local changes = collect_changes(context.items, context.events, context.counts)
+  context.lapsed = {}
+  for _, lane in ipairs(lanes) do
+    local due = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'LIMIT', 0, limit)
+    if #due > 0 then
+      local packed = redis.call('HMGET', context.items, unpack(due))
+      for i, id in ipairs(due) do
+        local record = unpack_record(packed[i])
+        if not record then
+          take_out(changes, lane.timed, id) -- torn or forged: `swarm audit` names it
+        elseif record.holder ~= '' then
+          end_lease(changes, context, lane, id, record)
+        else
+          take_out(changes, lane.timed, id)
+          put_in(changes, lane.line, score_of(record), id, lane.bell)
+        end
+      end
+      limit = limit - #due
+      if limit <= 0 then break end
+    end
+  end
+  write_changes(changes)
+  for _, row in ipairs(context.lapsed) do
+    remember_error(context.errors, row.id, string.format(
+      '{"at_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
+      context.now_ms, row.agent, row.token))
+  end
+  return #context.lapsed
+end
+
+-- next_token: greater than every token before it, even after a failover that forgot some: the clock has moved on.
+local function next_token(fence, now_us)
+  local token = math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)
+  redis.call('SET', fence, whole(token))
+  return whole(token)
+end
+
+-- hold: one item becomes an agent's claim.
+local function hold(changes, context, lane, id, record, agent, token, ends_ms)
+  local from = lane_of(record)
+  record.origin, record.holder, record.token = record.status, agent, token
+  record.status = context.rules.place(record.section, record.status)
+  record.attempts = record.attempts + 1
+  record.version = record.version + 1
+  put_in(changes, lane.timed, ends_ms, id)
+  count(changes, context.held, agent, 1)
+  change(changes, id, record, 'claimed', from, lane_of(record), agent, token, '', '')
+end
+
+-- gate_of: why an agent may not claim now, or nil. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
+local function gate_of(gates, agent, role)
+  local shut = redis.call('HMGET', gates, 'agent:' .. agent, 'role:' .. role, '*')
+  return shut[1] or shut[2] or shut[3] or nil
+end
