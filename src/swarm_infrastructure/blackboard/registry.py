@@ -80,6 +80,15 @@ class AgentRegistry:
             ("HDEL", keys.agents, agent_id), ("ZREM", keys.beats, agent_id), ("HDEL", keys.receipts, agent_id)
         )
 
+    async def forget_dead(self, after_s: float) -> int:
+        """Forget agents without a heartbeat for *after_s*; returns how many."""
+        clock, offset = await self._store.commands(("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"))
+        before_ms = int(clock[0]) * 1000 + int(offset or 0) - int(after_s * 1000)
+        dead = await self._store.command("ZRANGEBYSCORE", self._keys.beats, "-inf", before_ms)
+        for agent_id in dead:
+            await self.unregister(agent_id.decode())
+        return len(dead)
+
     async def beat(self, agent_id: str) -> None:
         """Say that a registered agent lives."""
         known = await self.find(agent_id)

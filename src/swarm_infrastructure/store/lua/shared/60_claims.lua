@@ -35,7 +35,7 @@ local function end_lease(changes, context, lane, id, record)
   take_out(changes, lane.timed, id)
   put_in(changes, line, score_of(record), id, bell)
   count(changes, context.held, agent, -1)
-  change(changes, id, record, kind, from, lane_of(record), agent, token, why or 'lease ended', '')
+  change(changes, id, record, kind, from, lane_of(record), agent, token, why and 'lease ended (' .. why .. ')' or 'lease ended', '')
   context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token }
 end
 

@@ -1,0 +1,185 @@
+"""Swarm: agents, a board, and one call that runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from ..blackboard import NEWS, Board
+from ..config import Settings
+from ..errors import ConfigurationError, InvalidInputError, SwarmError
+from ..monitoring import configure_logs
+from ..swarm_infrastructure import SwarmInfrastructure
+from .base import BaseAgent
+from .supervisor import CONFIG_ERROR, Supervisor, worker_seat
+from .worker import Worker, follow_parent, say
+
+__all__ = ["Swarm"]
+
+log = structlog.get_logger(__name__)
+Answer = TypeVar("Answer")
+AgentMaker = Callable[..., BaseAgent]
+
+
+class Swarm:
+    """Agents on a board.
+
+    .. code-block:: python
+
+        swarm = Swarm([Scout, *[Writer] * 3], board=NEWS)
+        if __name__ == "__main__":
+            swarm.run(processes=2)
+
+    Args:
+        agents: each is called with ``agent_id`` and ``swarm`` in every worker process and gives an agent: a class, or
+            ``functools.partial(Class, …)``. Name one several times for several of a kind.
+        board: the board; the news board by default.
+        settings: `Settings.load()` by default.
+        replace_board: put this board in place of another one of its name.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[AgentMaker],
+        *,
+        board: Board = NEWS,
+        settings: Settings | None = None,
+        replace_board: bool = False,
+    ) -> None:
+        if not agents:
+            raise InvalidInputError("Swarm(agents=)", found="none", needed="at least one agent class")
+        self.agents, self.board, self.replace_board = tuple(agents), board, replace_board
+        self._settings = settings
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read when they are first needed."""
+        if self._settings is None:
+            self._settings = Settings.load()
+        return self._settings
+
+    def infrastructure(self) -> SwarmInfrastructure:
+        """What the swarm runs on, not yet connected."""
+        return SwarmInfrastructure(self.board, self.settings, replace_board=self.replace_board)
+
+    def make_agents(self, swarm: SwarmInfrastructure) -> list[BaseAgent]:
+        """One agent for each entry, with an id that no other process of the swarm uses."""
+        tag, made = secrets.token_hex(2), []
+        for n, maker in enumerate(self.agents, 1):
+            kind = getattr(maker, "func", maker)
+            role = getattr(kind, "role", "") or getattr(kind, "__name__", "agent").lower()
+            agent = maker(agent_id=f"{role}-{tag}-{n}", swarm=swarm)
+            if not isinstance(agent, BaseAgent):
+                raise ConfigurationError(f"{maker!r} made a {type(agent).__name__}, needed a BaseAgent")
+            made.append(agent)
+        return made
+
+    def run(
+        self,
+        *,
+        processes: int = 1,
+        watch: Callable[[SwarmInfrastructure], Awaitable[Answer]] | None = None,
+    ) -> Answer | None:
+        """Run the swarm until it is told to stop (SIGTERM, Ctrl-C), or until *watch* returns.
+
+        With one process the agents work here, with more in processes of their own, which run this same command line:
+        in them this call works, and then exits.
+
+        Args:
+            processes: how many worker processes.
+            watch: called once, in the process that was started first, beside the workers; for feeding the board and
+                showing progress. When it returns, the workers finish what they have in hand and stop.
+
+        Returns:
+            What *watch* returned; None if the swarm was told to stop before.
+
+        Raises:
+            ConfigurationError: settings, board or server are wrong.
+            UnavailableError: Redis does not answer at the start.
+        """
+        if not 1 <= processes <= 256:
+            raise InvalidInputError("processes", found=processes, needed="1 to 256")
+        configure_logs(self.settings)
+        _prefer_uvloop()
+        seat = worker_seat()
+        if seat is not None:
+            sys.exit(asyncio.run(self._work_for(seat.lifeline)))
+        if processes == 1:
+            return asyncio.run(self._work_here(watch))
+        return asyncio.run(self._supervise(processes, watch))
+
+    async def _work_for(self, lifeline: int) -> int:
+        try:
+            async with self.infrastructure() as swarm:
+                worker = Worker(swarm, self.make_agents(swarm))
+                follow_parent(lifeline, worker)
+                await worker.run()
+        except ConfigurationError as error:
+            say(f"swarm: {error}")
+            return CONFIG_ERROR
+        except SwarmError as error:
+            say(f"swarm: {error}")
+            return 1
+        return 0
+
+    async def _work_here(self, watch: Callable[[SwarmInfrastructure], Awaitable[Any]] | None) -> Any:
+        async with self.infrastructure() as swarm:
+            self._say_where(swarm)
+            worker = Worker(swarm, self.make_agents(swarm))
+            return await _until_watched(worker.run(), watch, swarm, worker.tell_to_stop)
+
+    async def _supervise(self, processes: int, watch: Callable[[SwarmInfrastructure], Awaitable[Any]] | None) -> Any:
+        async with self.infrastructure() as swarm:
+            self._say_where(swarm)
+            supervisor = Supervisor(processes, self.settings.data_dir.absolute())
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, supervisor.tell_to_stop, number)
+            try:
+                return await _until_watched(supervisor.run(), watch, swarm, supervisor.tell_to_stop)
+            finally:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+    def _say_where(self, swarm: SwarmInfrastructure) -> None:
+        if swarm.located is not None:
+            say(f"swarm: board {self.board.name!r} on {swarm.located.how}")
+
+
+async def _until_watched(
+    work: Any,
+    watch: Callable[[SwarmInfrastructure], Awaitable[Any]] | None,
+    swarm: SwarmInfrastructure,
+    tell_to_stop: Callable[[], None],
+) -> Any:
+    """Run *work* and *watch* side by side until either ends; then stop the other."""
+    working = asyncio.ensure_future(work)
+    if watch is None:
+        await working
+        return None
+    watching = asyncio.ensure_future(watch(swarm))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not watching.done():  # told to stop, or the workers can't work
+            await working
+            return None
+        return watching.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            tell_to_stop()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+def _prefer_uvloop() -> None:
+    try:
+        import uvloop
+    except ImportError:
+        return
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

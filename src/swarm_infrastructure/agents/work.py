@@ -1,0 +1,118 @@
+"""Work: one claimed item in an agent's hands, and the ways in which that can end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..blackboard import Claim, Claimed, Item, Lease, Place, Submission, Submitted
+from ..blackboard.blackboard import Patch
+from ..errors import ClaimLostError
+
+if TYPE_CHECKING:
+    from ..swarm_infrastructure import SwarmInfrastructure
+
+__all__ = ["Complete", "Fail", "HandBack", "Outcome", "Work"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """The work is done; the item goes on."""
+
+    to: Place | str | None = None  #: where; None: where its section leads
+    requires: str = ""
+    patch: Patch | None = None
+    result: Any = None
+    reason: str = ""
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """The work did not succeed; it is tried again, or given up."""
+
+    error: str
+    retry_in_s: float | None = None  #: None: by the agent's retry policy
+    give_up: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandBack:
+    """The item goes back as if it had not been taken."""
+
+    reason: str = ""
+    delay_s: float = 0.0
+
+
+Outcome = Complete | Fail | HandBack
+
+
+class Work:
+    """One claimed item in an agent's hands. Handlers get it beside the item; most need `move` and `done` only."""
+
+    __slots__ = ("_lease", "_swarm", "claim", "item")
+
+    def __init__(self, claimed: Claimed, lease: Lease, swarm: SwarmInfrastructure) -> None:
+        self.claim: Claim = claimed.claim
+        self.item: Item = claimed.item  #: as it was when claimed
+        self._lease, self._swarm = lease, swarm
+
+    @property
+    def swarm(self) -> SwarmInfrastructure:
+        """The swarm that this agent works in."""
+        return self._swarm
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first attempt in this section."""
+        return self.item.attempts
+
+    @property
+    def key(self) -> str:
+        """Names this stage of the item's life: the same in every attempt, so that outside systems can tell repeats."""
+        return f"{self.item.id}:{self.item.section}:{self.claim.lane.split('/')[1]}"
+
+    @property
+    def lost(self) -> str:
+        """Why the claim is lost, or "" while it holds."""
+        return self._lease.lost
+
+    def check(self) -> None:
+        """Raise `ClaimLostError` if the claim is lost: call it before an effect that can't be taken back."""
+        if self._lease.lost:
+            raise ClaimLostError(self.claim.item_id, self.claim.agent_id, self.claim.token, self._lease.lost)
+
+    async def submit(self, *items: Submission) -> list[Submitted]:
+        """Put new items on the board, in this agent's name."""
+        self.check()
+        return await self._swarm.blackboard.submit(*items, agent=self.claim.agent_id)
+
+    # -- outcomes: return one of them from `process` --------------------------------------------------------------------
+
+    def done(self, result: Any = None, *, patch: Patch | None = None, reason: str = "") -> Complete:
+        """Finished; the item goes where its section leads."""
+        return Complete(result=result, patch=patch, reason=reason)
+
+    def move(
+        self,
+        section: str,
+        status: str | None = None,
+        *,
+        requires: str = "",
+        patch: Mapping[str, Any] | Patch | None = None,
+        result: Any = None,
+        reason: str = "",
+        delay_s: float = 0.0,
+    ) -> Complete:
+        """Finished; the item goes to *section*, with its entry status unless one is named."""
+        place = self._swarm.board.place(str(section), status)
+        return Complete(to=place, requires=requires, patch=patch, result=result, reason=reason, delay_s=delay_s)
+
+    def fail(self, error: str, *, retry_in_s: float | None = None, give_up: bool = False) -> Fail:
+        """Not finished, and that counts: try again later, or give up."""
+        return Fail(error=error, retry_in_s=retry_in_s, give_up=give_up)
+
+    def hand_back(self, reason: str = "", *, delay_s: float = 0.0) -> HandBack:
+        """Not begun, in effect: somebody else should have it, and no attempt is counted."""
+        return HandBack(reason=reason, delay_s=delay_s)

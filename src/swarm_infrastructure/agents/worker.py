@@ -1,0 +1,139 @@
+"""The worker: one process of a swarm. Runs its agents, says that they live, and leaves in order when it is told to.
+
+The first SIGTERM or SIGINT drains: no new claims, handlers finish within the grace, the rest is handed back. A second
+one skips the grace. A connection that breaks ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from random import Random
+from typing import IO
+
+import structlog
+
+from ..blackboard.sweeper import Sweeper
+from ..errors import RefusedError, SwarmError, UnavailableError
+from ..swarm_infrastructure import SwarmInfrastructure
+from .base import BaseAgent
+from .runner import Runner
+
+__all__ = ["Worker"]
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Runs agents in this process.
+
+    Args:
+        swarm: connected.
+        agents: made for this swarm.
+        random: source of jitter.
+    """
+
+    def __init__(self, swarm: SwarmInfrastructure, agents: Sequence[BaseAgent], *, random: Random | None = None) -> None:
+        self._swarm = swarm
+        self.runners = [Runner(agent, swarm) for agent in agents]
+        self._random = random or Random()  # noqa: S311 - jitter
+        self._told = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def tell_to_stop(self) -> None:
+        """Drain; told a second time, don't wait for handlers."""
+        if self._told.is_set():
+            self._hurry.set()
+        self._told.set()
+
+    async def run(self, *, signals: bool = True) -> None:
+        """Work until told to stop, by a signal or `tell_to_stop`.
+
+        Raises:
+            SwarmError: an agent can't work at all (a section that the board doesn't have, a board that changed).
+        """
+        loop = asyncio.get_running_loop()
+        if signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.tell_to_stop)
+        sweeper = Sweeper(self._swarm.blackboard)
+        beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
+        told = asyncio.create_task(self._told.wait(), name="told to stop")
+        runs: list[asyncio.Task[None]] = []
+        try:
+            for runner in self.runners:
+                await runner.start()
+            await sweeper.start()
+            runs = [asyncio.create_task(runner.wait()) for runner in self.runners]
+            await asyncio.wait({told, *runs}, return_when=asyncio.FIRST_COMPLETED)
+            for run in runs:
+                if run.done():
+                    run.result()  # a runner ends by itself only with an error
+        finally:
+            await sweeper.stop()
+            await self._drain()
+            for task in (beat, told, *runs):
+                task.cancel()
+            await asyncio.gather(beat, told, *runs, return_exceptions=True)
+            if signals:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+    async def _drain(self) -> None:
+        grace_s = self._swarm.settings.shutdown_grace_s
+        held = sum(runner.in_hand for runner in self.runners)
+        if held:
+            log.info("finishing what is in hand", items=held, grace_s=grace_s)
+        for runner in self.runners:
+            runner.stop_claiming()
+        await asyncio.gather(*(runner.stop(grace_s=grace_s, hurry=self._hurry) for runner in self.runners))
+
+    async def _beat_forever(self) -> None:
+        registry, settings = self._swarm.blackboard.agents, self._swarm.settings
+        told: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(settings.heartbeat_s * (0.75 + self._random.random() / 4))
+            rows = []
+            for runner in self.runners:
+                agent = runner.agent
+                facts = None
+                if told.get(agent.agent_id) != runner.status:
+                    facts = {
+                        "capabilities": list(agent.capabilities), "status": runner.status,
+                        "host": socket.gethostname(), "pid": os.getpid(),
+                    }  # fmt: skip
+                    told[agent.agent_id] = runner.status
+                rows.append((agent.agent_id, agent.role, facts))
+            try:
+                await registry.beat_all(rows)
+            except UnavailableError as error:
+                log.warning("no heartbeat", why=str(error))
+                await self._revive()
+            except RefusedError as error:
+                log.error("heartbeat refused", why=str(error))
+
+    async def _revive(self) -> None:
+        try:
+            await self._swarm.revive()
+        except SwarmError as error:
+            log.warning("the private Redis does not come back", why=str(error))
+
+
+def follow_parent(descriptor: int, worker: Worker) -> None:
+    """Drain when the process that started us is gone: its end of the pipe closes, however it died."""
+
+    def gone() -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        log.warning("the supervisor is gone; this worker finishes")
+        worker.tell_to_stop()
+
+    asyncio.get_running_loop().add_reader(descriptor, gone)
+
+
+def say(line: str, *, to: IO[str] | None = None) -> None:
+    """One line for people, on stderr."""
+    print(line, file=to or sys.stderr, flush=True)

