@@ -423,7 +423,7 @@ class ClaimDesk:
         self._endings.append((ending, answer))
         if self._ending_task is None or self._ending_task.done():
             self._ending_task = asyncio.create_task(self._send_endings(), name="endings")
-        return await asyncio.shield(answer)  # a caller that is cancelled does not take the ending back
+        return await answer  # a caller that is cancelled does not take the ending back: it is on its way
 
     async def _send_endings(self) -> None:
         await asyncio.sleep(0)  # let the endings of this turn join

@@ -11,7 +11,7 @@
 local function judge_change(rules, record, argv, from, to)
   if not record then return { 'missing' } end
   if record.request == argv[3] then return { 'changed', record.version } end -- guard: change_repeat
-  if record.version ~= tonumber(argv[2]) then return { 'version', record.version } end -- guard: change_version
+  if record.version ~= argv[2] then return { 'version', record.version } end -- guard: change_version
   if record.holder ~= '' and record.token ~= argv[11] then return { 'held', record.holder } end -- guard: change_held
   if record.holder ~= '' and argv[4] ~= 'updated' then return { 'held', record.holder } end -- guard: change_held_by_self
   if record.holder == '' and lane_of(record) ~= from then return { 'lane', lane_of(record) } end -- guard: change_lane
@@ -39,11 +39,11 @@ local function change_item(keys, argv)
   local changes = collect_changes(keys[2], keys[4], keys[5])
   local held, waits_ms = record.holder ~= '', redis.call('ZSCORE', keys[7], id)
   if priority ~= '' then record.priority = priority end
-  record.version, record.request = record.version + 1, argv[3]
+  record.version, record.request = plus(record.version, 1), argv[3]
   if not held then
     local before = lane_of(record)
     record.section, record.status, record.requires = split_lane(to)
-    if kind == 'moved' or kind == 'released' then record.attempts, record.crashes = 0, 0 end
+    if kind == 'moved' or kind == 'released' then record.attempts, record.crashes = '0', '0' end
     local ready = rules.place(record.section, record.status) ~= '-'
     if kind == 'updated' and waits_ms then
       -- a delayed item stays delayed

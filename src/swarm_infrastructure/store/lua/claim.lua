@@ -134,12 +134,11 @@ local function claim(keys, argv)
   write_changes(changes)
 
   local payloads = #ids > 0 and redis.call('HMGET', context.payloads, unpack(ids)) or {}
-  local text_of = {}
-  for i, id in ipairs(ids) do text_of[id] = payloads[i] end
+  for i, one in ipairs(taken) do one.payload = payloads[i] end
   for i, agent in ipairs(agents) do
     local rows = {}
     for j, one in ipairs(hands[i]) do
-      rows[3 * j - 2], rows[3 * j - 1], rows[3 * j] = one.id, pack_record(one.record), text_of[one.id]
+      rows[3 * j - 2], rows[3 * j - 1], rows[3 * j] = one.id, one.record.text, one.payload
     end
     answer[i] = agent.gate or rows
   end

@@ -44,6 +44,6 @@ local function claim_item(keys, argv)
   hold(changes, context, lane, id, record, agent, token, ends_ms)
   write_changes(changes)
   redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' ' .. id)
-  return { 'claimed', token, ends_ms, pack_record(record), redis.call('HGET', context.payloads, id) }
+  return { 'claimed', token, ends_ms, record.text, redis.call('HGET', context.payloads, id) }
 end
 register('claim_item', claim_item)

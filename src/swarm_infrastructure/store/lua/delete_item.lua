@@ -8,12 +8,12 @@ local function delete_item(keys, argv)
   local record = unpack_record(redis.call('HGET', keys[2], id))
   if not record then return { 'missing' } end
   if record.holder ~= '' then return { 'held', record.holder } end -- guard: delete_held
-  if record.version ~= tonumber(argv[2]) then return { 'version', record.version } end -- guard: delete_version
+  if record.version ~= argv[2] then return { 'version', record.version } end -- guard: delete_version
   if lane_of(record) ~= lane_name(keys[9]) then return { 'lane', lane_of(record) } end -- guard: delete_lane
   local changes = collect_changes(keys[2], keys[4], keys[5])
   take_out(changes, keys[9], id)
   take_out(changes, keys[10], id)
-  record.version = record.version + 1
+  record.version = plus(record.version, 1)
   change(changes, id, record, 'deleted', lane_of(record), '', argv[3], '', argv[4], argv[5])
   write_changes(changes)
   for i = 2, 3 do redis.call('HDEL', keys[i], id) end

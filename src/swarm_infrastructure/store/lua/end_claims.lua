@@ -15,7 +15,7 @@ local LANDED = { completed = true, failed = true, quarantined = true, handed_bac
 local function first_answer(record, token, kind)
   for ended, ending, version in string.gmatch(record.endings, '(%d+):([%a_]+):(%d+)') do
     if ended == token then
-      if ending == ENDED[kind] or (kind == 'fail' and ending == 'quarantined') then return { ending, tonumber(version) } end
+      if ending == ENDED[kind] or (kind == 'fail' and ending == 'quarantined') then return { ending, version } end
       return { 'lost', 'it has ended: ' .. ending }
     end
   end
@@ -23,46 +23,51 @@ local function first_answer(record, token, kind)
   return { 'lost', 'the lease ran out and the item was taken back' }
 end
 
+-- judge_target: may this record go to that lane? Asked once per status of a group, not once per claim.
 local function judge_target(context, record, lane, kind)
-  local section, status, requires = split_lane(lane.name)
-  if not section or not context.rules.place(section, status) then return { 'place', lane.name } end -- guard: end_place
-  if kind == 'complete' and not context.rules.step(record.status, status) then -- guard: end_step
-    return { 'step', record.status, status }
+  local known = lane.judged[record.status]
+  if known ~= nil then return known or nil end
+  local answer = false
+  local place = lane.section and context.rules.place(lane.section, lane.status)
+  if not place then -- guard: end_place
+    answer = { 'place', lane.name }
+  elseif kind == 'complete' and not context.rules.step(record.status, lane.status) then -- guard: end_step
+    answer = { 'step', record.status, lane.status }
   end
-  return nil, section, status, requires
+  lane.ready = place ~= '-'
+  lane.judged[record.status] = answer
+  return answer or nil
 end
 
 local function judge_texts(context, record, claim)
   if claim.payload == '' then return nil end
-  if tonumber(claim.version) ~= record.version then return { 'version', record.version } end -- guard: end_version
+  if claim.version ~= record.version then return { 'version', record.version } end -- guard: end_version
   local bytes = context.rules.limits(record.section).bytes
   if bytes > 0 and #claim.payload > bytes then return { 'large', #claim.payload, bytes } end -- guard: end_bytes
   return nil
 end
 
 local function remember_ending(record, token, kind)
-  local newest = string.match(record.endings, '^[^,]*')
-  record.endings = token .. ':' .. kind .. ':' .. record.version .. (newest ~= '' and ',' .. newest or '')
+  local ending = token .. ':' .. kind .. ':' .. record.version
+  record.endings = record.endings == '' and ending or ending .. ',' .. string.match(record.endings, '^[^,]*')
 end
 
 -- land: the item leaves the agent's hands and goes to its next lane.
 local function land(context, group, claim, record, kind, lane, delay_ms)
-  local from, agent = lane_of(record), record.holder
-  local section, status, requires = split_lane(lane.name)
-  record.section, record.status, record.requires = section, status, requires
-  record.version = record.version + 1
+  local changes, from, agent = context.changes, lane_of(record), record.holder
+  record.section, record.status, record.requires = lane.section, lane.status, lane.requires
+  record.version = plus(record.version, 1)
   record.holder, record.origin = '', ''
   remember_ending(record, claim.token, kind)
-  take_out(context.changes, group.from.timed, claim.id)
-  local ready = context.rules.place(section, status) ~= '-'
-  if ready and delay_ms > 0 then
-    put_in(context.changes, lane.timed, whole(context.now_ms + delay_ms), claim.id)
+  take_out(changes, group.from.timed, claim.id)
+  if lane.ready and delay_ms > 0 then
+    put_in(changes, lane.timed, whole(context.now_ms + delay_ms), claim.id)
   else
-    put_in(context.changes, lane.line, score_of(record), claim.id, ready and lane.bell or nil)
+    put_in(changes, lane.line, score_of(record), claim.id, lane.ready and lane.bell or nil)
   end
-  count(context.changes, context.held, agent, -1)
-  count(context.changes, context.tallies, agent .. '|' .. kind, 1)
-  change(context.changes, claim.id, record, kind, from, lane.name, agent, claim.token, group.reason, group.trace)
+  count(changes, context.held, agent, -1)
+  count(changes, context.tallies, agent .. '|' .. kind, 1)
+  change(changes, claim.id, record, kind, from, lane.name, agent, claim.token, group.reason, group.trace)
   if group.error ~= '' then context.troubles[#context.troubles + 1] = { id = claim.id, line = group.error } end
   return { kind, record.version }
 end
@@ -74,7 +79,7 @@ local function finish(context, group, claim, record)
   if kind == 'complete' then
     refused = judge_target(context, record, group.to, kind)
     if refused then return refused end
-    record.attempts, record.crashes = 0, 0
+    record.attempts, record.crashes = '0', '0'
     if claim.payload ~= '' then
       context.texts[#context.texts + 1] = claim.id
       context.texts[#context.texts + 1] = claim.payload
@@ -93,8 +98,19 @@ local function finish(context, group, claim, record)
     end
     return land(context, group, claim, record, 'failed', group.to, group.delay_ms)
   end
-  record.attempts = math.max(0, record.attempts - 1) -- neither a failure nor a crash
+  refused = judge_target(context, record, group.from, kind)
+  if refused then return refused end
+  record.attempts = whole(math.max(0, tonumber(record.attempts) - 1)) -- neither a failure nor a crash
   return land(context, group, claim, record, ENDED[kind], group.from, group.delay_ms)
+end
+
+local function is_revoked(context, agent)
+  local known = context.revoked[agent]
+  if known == nil then
+    known = redis.call('HGET', context.gates, 'agent:' .. agent) == 'revoked'
+    context.revoked[agent] = known
+  end
+  return known
 end
 
 local function judge_claim(context, group, claim, record, ends_ms)
@@ -105,7 +121,7 @@ local function judge_claim(context, group, claim, record, ends_ms)
   end
   if group.kind == 'revoke' then return nil end
   if tonumber(ends_ms or 0) <= context.now_ms then return { 'lost', 'the lease ran out' } end -- guard: end_lease
-  if redis.call('HGET', context.gates, 'agent:' .. record.holder) == 'revoked' then return { 'lost', 'the agent was revoked' } end -- guard: end_revoked
+  if is_revoked(context, record.holder) then return { 'lost', 'the agent was revoked' } end -- guard: end_revoked
   return nil
 end
 
@@ -113,7 +129,12 @@ local function read_groups(keys, argv)
   local groups, at = {}, 1
   local function lane(index)
     local first = 11 + (tonumber(index) - 1) * 3
-    return { line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane_name(keys[first]) }
+    local name = lane_name(keys[first])
+    local section, status, requires = split_lane(name)
+    return {
+      line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = name,
+      section = section, status = status, requires = requires, judged = {},
+    }
   end
   while argv[at] do
     local kind, from, to, quarantine, delay_ms, reason, trace, error, n = unpack(argv, at, at + 8)
@@ -137,7 +158,7 @@ local function end_claims(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local context = {
     now_ms = now_ms, rules = read_rules(keys[1]), gates = keys[6], held = keys[7], tallies = keys[10],
-    changes = collect_changes(keys[2], keys[4], keys[5]), texts = {}, results = {}, troubles = {},
+    changes = collect_changes(keys[2], keys[4], keys[5]), texts = {}, results = {}, troubles = {}, revoked = {},
   }
   local answers, seen = {}, {}
   for _, group in ipairs(read_groups(keys, argv)) do

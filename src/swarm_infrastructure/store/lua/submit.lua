@@ -5,83 +5,100 @@
 -- Returns  one answer per item: 'submitted'   {'exists', section}   {'duplicate', id of the first}
 --          {'full', count, cap}   {'place', lane}   {'large', bytes, limit}
 -- Event    submitted   '' → lane
+local function read_target(rules, keys, index)
+  local first = 8 + (tonumber(index) - 1) * 3
+  local lane = lane_name(keys[first])
+  local section, status, requires = split_lane(lane)
+  local place = section and rules.place(section, status)
+  return {
+    line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane, place = place, ready = place ~= '-',
+    section = section, status = status, requires = requires, limits = place and rules.limits(section),
+  }
+end
+
+local function judge_mark(context, mark)
+  if mark == '' then return nil end
+  if context.marked[mark] then return { 'duplicate', context.marked[mark] } end -- guard: dedup_in_batch
+  local known = redis.call('HGET', context.dedup, mark)
+  if not known then return nil end
+  local first, ends_ms = string.match(known, '^([^|]*)|(%d+)$')
+  if first and (ends_ms == '0' or tonumber(ends_ms) > context.now_ms) then return { 'duplicate', first } end -- guard: dedup
+  return nil
+end
+
+local function judge_cap(context, target)
+  local cap, section = target.limits.cap, target.section
+  if cap == 0 then return nil end
+  local standing = tonumber(redis.call('HGET', context.counts, section) or 0) + (context.entered[section] or 0)
+  if standing >= cap then return { 'full', standing, cap } end -- guard: section_cap
+  return nil
+end
+
+local function judge(context, packed, id, target, mark, payload)
+  if packed then
+    local existing = unpack_record(packed)
+    if existing and existing.request == context.request then return 'submitted' end -- guard: submit_repeat
+    return { 'exists', existing and existing.section or '' } -- guard: submit_exists
+  end
+  if context.fresh[id] then return { 'exists', target.section } end -- guard: submit_exists_in_batch
+  if not target.place then return { 'place', target.name } end -- guard: submit_place
+  local bytes = target.limits.bytes
+  if bytes > 0 and #payload > bytes then return { 'large', #payload, bytes } end -- guard: payload_bytes
+  return judge_mark(context, mark) or judge_cap(context, target)
+end
+
+local function accept(context, changes, id, target, priority, delay_ms, mark, life_ms, seq)
+  local record = {
+    section = target.section, status = target.status, requires = target.requires, priority = priority, version = '1',
+    seq = seq, attempts = '0', crashes = '0', token = '', holder = '', origin = '', event = '', created_ms = '',
+    request = context.request, endings = '', dedup = mark,
+  }
+  context.fresh[id] = true
+  context.entered[target.section] = (context.entered[target.section] or 0) + 1
+  if mark ~= '' then
+    context.marked[mark] = id
+    local marks = context.marks
+    marks[#marks + 1] = mark
+    marks[#marks + 1] = id .. '|' .. (life_ms == '0' and '0' or whole(context.now_ms + tonumber(life_ms)))
+  end
+  if delay_ms ~= '0' and target.ready then
+    put_in(changes, target.timed, whole(context.now_ms + tonumber(delay_ms)), id)
+  else
+    put_in(changes, target.line, score_of(record), id, target.ready and target.bell or nil)
+  end
+  change(changes, id, record, 'submitted', '', target.name, context.agent, '', '', context.trace)
+end
+
 local function submit(keys, argv)
-  local board, items, payloads, dedup = keys[1], keys[2], keys[3], keys[7]
-  local request, agent, trace = argv[1], argv[2], argv[3]
-  local _, now_ms = read_clock(board)
-  local rules = read_rules(board)
-  local changes = collect_changes(items, keys[4], keys[5])
-  local answers, texts, marks, ids, entered = {}, {}, {}, {}, {}
-
+  local _, now_ms = read_clock(keys[1])
+  local rules = read_rules(keys[1])
+  local context = {
+    now_ms = now_ms, counts = keys[5], dedup = keys[7], request = argv[1], agent = argv[2], trace = argv[3],
+    fresh = {}, marked = {}, marks = {}, entered = {},
+  }
+  local changes = collect_changes(keys[2], keys[4], keys[5])
+  local answers, texts, ids, targets = {}, {}, {}, {}
   for i = 4, #argv, 7 do ids[#ids + 1] = argv[i] end
-  local packed = redis.call('HMGET', items, unpack(ids))
-  local fresh, marked = {}, {}
+  local packed = redis.call('HMGET', keys[2], unpack(ids))
+  local seq = tonumber(redis.call('GET', keys[6]) or 0)
 
-  local function judge(row, id, lane, mark, payload)
-    local existing = unpack_record(packed[row])
-    if existing and existing.request == request then return 'submitted' end -- the first answer, asked for again
-    if packed[row] then return { 'exists', existing and existing.section or '' } end -- guard: submit_exists
-    if fresh[id] then return { 'exists', fresh[id] } end -- guard: submit_exists_in_batch
-    local section, status = split_lane(lane)
-    if not section or not rules.place(section, status) then return { 'place', lane } end -- guard: submit_place
-    local limits = rules.limits(section)
-    if limits.bytes > 0 and #payload > limits.bytes then return { 'large', #payload, limits.bytes } end -- guard: payload_bytes
-    if mark ~= '' then
-      if marked[mark] then return { 'duplicate', marked[mark] } end -- guard: dedup_in_batch
-      local first, ends_ms = string.match(redis.call('HGET', dedup, mark) or '', '^([^|]*)|(%d+)$')
-      if first and (ends_ms == '0' or tonumber(ends_ms) > now_ms) then return { 'duplicate', first } end -- guard: dedup
-    end
-    if limits.cap > 0 then
-      local standing = tonumber(redis.call('HGET', keys[5], section) or 0) + (entered[section] or 0)
-      if standing >= limits.cap then return { 'full', standing, limits.cap } end -- guard: section_cap
-    end
-    return nil
-  end
-
-  local accepted = {}
-  for row = 1, #ids do
-    local at = 4 + (row - 1) * 7
-    local id, index, priority, delay_ms, mark, life_ms, payload = unpack(argv, at, at + 6)
-    local line = keys[8 + (tonumber(index) - 1) * 3]
-    local lane = lane_name(line)
-    local answer = judge(row, id, lane, mark, payload)
-    answers[row] = answer or 'submitted'
-    if not answer then
-      local section, status, requires = split_lane(lane)
-      fresh[id] = section
-      entered[section] = (entered[section] or 0) + 1
-      if mark ~= '' then
-        marked[mark] = id
-        marks[#marks + 1] = mark
-        marks[#marks + 1] = id .. '|' .. (life_ms == '0' and '0' or whole(now_ms + tonumber(life_ms)))
-      end
-      texts[#texts + 1] = id
-      texts[#texts + 1] = payload
-      accepted[#accepted + 1] = {
-        id = id, line = line, timed = keys[9 + (tonumber(index) - 1) * 3], bell = keys[10 + (tonumber(index) - 1) * 3],
-        lane = lane, delay_ms = tonumber(delay_ms), ready = rules.place(section, status) ~= '-',
-        record = {
-          section = section, status = status, requires = requires, priority = priority, version = 1, seq = '0', attempts = 0,
-          crashes = 0, token = '', holder = '', origin = '', event = '', created_ms = '', request = request, endings = '',
-          dedup = mark,
-        },
-      }
+  for row, id in ipairs(ids) do
+    local _, index, priority, delay_ms, mark, life_ms, payload = unpack(argv, 7 * row - 3, 7 * row + 3)
+    local target = targets[index] or read_target(rules, keys, index)
+    targets[index] = target
+    local refused = judge(context, packed[row], id, target, mark, payload)
+    answers[row] = refused or 'submitted'
+    if not refused then
+      seq = seq + 1
+      accept(context, changes, id, target, priority, delay_ms, mark, life_ms, whole(seq))
+      local n = #texts
+      texts[n + 1], texts[n + 2] = id, payload
     end
   end
-  if #accepted == 0 then return answers end
-
-  local seq = redis.call('INCRBY', keys[6], #accepted) - #accepted
-  for i, new in ipairs(accepted) do
-    new.record.seq = whole(seq + i)
-    if new.delay_ms > 0 and new.ready then
-      put_in(changes, new.timed, whole(now_ms + new.delay_ms), new.id)
-    else
-      put_in(changes, new.line, score_of(new.record), new.id, new.ready and new.bell or nil)
-    end
-    change(changes, new.id, new.record, 'submitted', '', new.lane, agent, '', '', trace)
-  end
-  redis.call('HSET', payloads, unpack(texts))
-  if #marks > 0 then redis.call('HSET', dedup, unpack(marks)) end
+  if #texts == 0 then return answers end
+  redis.call('SET', keys[6], whole(seq))
+  redis.call('HSET', keys[3], unpack(texts))
+  if #context.marks > 0 then redis.call('HSET', context.dedup, unpack(context.marks)) end
   write_changes(changes)
   return answers
 end

@@ -6,6 +6,17 @@ local function register(name, callback, flags)
 end
 
 -- whole: a whole number as text, exact up to 2^53. tostring() would print a token as 1.7952170319842e+15.
+-- Formatting a number costs as much as the rest of packing a record, and versions are small: those are kept.
+local digits = {}
 local function whole(number)
-  return string.format('%.0f', number)
+  local text = digits[number]
+  if not text then
+    text = string.format('%.0f', number)
+    if number >= 0 and number < 1000 then digits[number] = text end
+  end
+  return text
+end
+
+local function plus(text, number)
+  return whole(tonumber(text) + number)
 end

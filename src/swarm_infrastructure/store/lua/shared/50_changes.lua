@@ -3,21 +3,32 @@
 local function collect_changes(items, events, counts)
   return {
     items = items, events = events, counts = counts,
-    groups = {}, groups_by_key = {}, zadd = {}, zadd_keys = {}, zrem = {}, zrem_keys = {}, bells = {},
-    tally = {}, tally_fields = {},
+    groups = {}, groups_by_key = {}, last = nil, zadd = {}, zadd_keys = {}, zrem = {}, zrem_keys = {}, bells = {}, tally = {},
   }
+end
+
+local function group_of(changes, kind, from, to, agent, token, reason, trace)
+  local last = changes.last
+  if last and last.token == token and last.kind == kind and last.from == from and last.to == to and last.agent == agent
+    and last.reason == reason and last.trace == trace then
+    return last
+  end
+  local key = table.concat({ kind, from, to, agent, token, reason, trace }, '\n')
+  local group = changes.groups_by_key[key]
+  if not group then
+    group = { kind = kind, from = from, to = to, agent = agent, token = token, reason = reason, trace = trace, ids = {}, records = {} }
+    changes.groups_by_key[key] = group
+    changes.groups[#changes.groups + 1] = group
+  end
+  changes.last = group
+  return group
 end
 
 -- change: item `id`, whose new state is `record`, does `kind` and goes from one lane to another ('' for birth and death).
 local function change(changes, id, record, kind, from, to, agent, token, reason, trace)
-  local key = table.concat({ kind, from, to, agent, token, reason, trace }, '\n')
-  local group = changes.groups_by_key[key]
-  if not group then
-    group = { kind = kind, from = from, to = to, agent = agent, token = token, reason = reason, trace = trace, rows = {} }
-    changes.groups_by_key[key] = group
-    changes.groups[#changes.groups + 1] = group
-  end
-  group.rows[#group.rows + 1] = { id = id, record = record }
+  local group = group_of(changes, kind, from, to, agent, token, reason, trace)
+  local n = #group.ids + 1
+  group.ids[n], group.records[n] = id, record
 end
 
 local function put_in(changes, key, score, id, bell)
@@ -27,8 +38,8 @@ local function put_in(changes, key, score, id, bell)
     changes.zadd[key] = added
     changes.zadd_keys[#changes.zadd_keys + 1] = key
   end
-  added[#added + 1] = score
-  added[#added + 1] = id
+  local n = #added
+  added[n + 1], added[n + 2] = score, id
   if bell then changes.bells[key] = bell end
 end
 
@@ -42,16 +53,14 @@ local function take_out(changes, key, id)
   removed[#removed + 1] = id
 end
 
--- count: add to a counter kept in `key` (claims held by an agent, …).
+-- count: add to a field of a hash of counters.
 local function count(changes, key, field, n)
-  local name = key .. '\n' .. field
-  local row = changes.tally[name]
-  if not row then
-    row = { key = key, field = field, n = 0 }
-    changes.tally[name] = row
-    changes.tally_fields[#changes.tally_fields + 1] = name
+  local fields = changes.tally[key]
+  if not fields then
+    fields = {}
+    changes.tally[key] = fields
   end
-  row.n = row.n + n
+  fields[field] = (fields[field] or 0) + n
 end
 
 -- ring: wake one idle agent of a lane. One token is enough: the agent that takes it rings again if work is left.
@@ -60,29 +69,30 @@ local function ring(bell)
 end
 
 local function write_group(changes, group, stored)
-  local rows, text = group.rows, {}
-  for i, row in ipairs(rows) do
-    text[i] = row.id .. ' ' .. row.record.version .. ' ' .. row.record.event
+  local ids, records, text = group.ids, group.records, {}
+  for i, record in ipairs(records) do
+    text[i] = ids[i] .. ' ' .. record.version .. ' ' .. record.event
   end
   local event = redis.call('XADD', changes.events, '*', 'kind', group.kind, 'from', group.from, 'to', group.to,
     'agent', group.agent, 'token', group.token, 'reason', group.reason, 'trace', group.trace, 'items', table.concat(text, ','))
-  for _, row in ipairs(rows) do
-    local record = row.record
-    if record.version > 1 and record.created_ms == '' then record.created_ms = string.match(record.event, '^%d+') end
+  local n = #stored
+  for i, record in ipairs(records) do
+    if record.created_ms == '' and record.event ~= '' then record.created_ms = string.match(record.event, '^%d+') end
     record.event = event
     if group.to ~= '' then
-      stored[#stored + 1] = row.id
-      stored[#stored + 1] = pack_record(record)
+      record.text = pack_record(record)
+      stored[n + 1], stored[n + 2] = ids[i], record.text
+      n = n + 2
     end
   end
   if group.from ~= group.to then
-    local n = #rows
-    if group.from ~= '' then count(changes, changes.counts, group.from, -n) end
-    if group.to ~= '' then count(changes, changes.counts, group.to, n) end
+    local many = #ids
+    if group.from ~= '' then count(changes, changes.counts, group.from, -many) end
+    if group.to ~= '' then count(changes, changes.counts, group.to, many) end
     local left, entered = string.match(group.from, '^[^/]*'), string.match(group.to, '^[^/]*')
     if left ~= entered then
-      if left ~= '' then count(changes, changes.counts, left, -n) end
-      if entered ~= '' then count(changes, changes.counts, entered, n) end
+      if left ~= '' then count(changes, changes.counts, left, -many) end
+      if entered ~= '' then count(changes, changes.counts, entered, many) end
     end
   end
 end
@@ -94,9 +104,10 @@ local function write_changes(changes)
   if #stored > 0 then redis.call('HSET', changes.items, unpack(stored)) end
   for _, key in ipairs(changes.zrem_keys) do redis.call('ZREM', key, unpack(changes.zrem[key])) end
   for _, key in ipairs(changes.zadd_keys) do redis.call('ZADD', key, unpack(changes.zadd[key])) end
-  for _, name in ipairs(changes.tally_fields) do
-    local row = changes.tally[name]
-    if row.n ~= 0 and redis.call('HINCRBY', row.key, row.field, row.n) == 0 then redis.call('HDEL', row.key, row.field) end
+  for key, fields in pairs(changes.tally) do
+    for field, n in pairs(fields) do
+      if n ~= 0 and redis.call('HINCRBY', key, field, n) == 0 then redis.call('HDEL', key, field) end
+    end
   end
   for _, key in ipairs(changes.zadd_keys) do
     local bell = changes.bells[key]

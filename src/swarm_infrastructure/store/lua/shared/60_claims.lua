@@ -11,22 +11,26 @@ local function read_lanes(keys, first)
   return lanes
 end
 
+-- claimable: may items be claimed from this lane? Remembers what a claim makes of them.
 local function claimable(rules, lane)
-  local section, status = split_lane(lane.name)
-  return (rules.place(section, status) or '-') ~= '-'
+  local section, status, requires = split_lane(lane.name)
+  lane.status, lane.becomes = status, section and rules.place(section, status) or '-'
+  if lane.becomes == '-' then return false end
+  lane.claimed_name = section .. '/' .. lane.becomes .. '/' .. requires
+  return true
 end
 
 -- worn_out: does one more crash or failure send the item to quarantine?
 local function worn_out(limits, record)
-  if limits.crashes > 0 and record.crashes >= limits.crashes then return 'crashes' end -- guard: max_crashes
-  if limits.attempts > 0 and record.attempts >= limits.attempts then return 'attempts' end -- guard: max_attempts
+  if limits.crashes > 0 and tonumber(record.crashes) >= limits.crashes then return 'crashes' end -- guard: max_crashes
+  if limits.attempts > 0 and tonumber(record.attempts) >= limits.attempts then return 'attempts' end -- guard: max_attempts
   return nil
 end
 
 local function end_lease(changes, context, lane, id, record)
   local agent, token, from = record.holder, record.token, lane_of(record)
-  record.crashes = record.crashes + 1
-  record.version = record.version + 1
+  record.crashes = plus(record.crashes, 1)
+  record.version = plus(record.version, 1)
   local why = worn_out(context.rules.limits(record.section), record)
   local kind, line, bell = 'lease_ended', lane.line, lane.bell
   if why then kind, line, bell = 'quarantined', lane.quarantine, nil end
@@ -79,16 +83,14 @@ local function next_token(fence, now_us)
   return whole(token)
 end
 
--- hold: one item becomes an agent's claim.
+-- hold: one item becomes an agent's claim. `claimable(lane)` was asked before.
 local function hold(changes, context, lane, id, record, agent, token, ends_ms)
-  local from = lane_of(record)
-  record.origin, record.holder, record.token = record.status, agent, token
-  record.status = context.rules.place(record.section, record.status)
-  record.attempts = record.attempts + 1
-  record.version = record.version + 1
+  record.origin, record.holder, record.token, record.status = lane.status, agent, token, lane.becomes
+  record.attempts = plus(record.attempts, 1)
+  record.version = plus(record.version, 1)
   put_in(changes, lane.timed, ends_ms, id)
   count(changes, context.held, agent, 1)
-  change(changes, id, record, 'claimed', from, lane_of(record), agent, token, '', '')
+  change(changes, id, record, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
 end
 
 -- gate_of: why an agent may not claim now, or nil. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
