@@ -60,7 +60,8 @@ def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event
     facts = {field.decode(): value.decode() for field, value in fields.items()}
     try:
         for row in facts["items"].split(","):
-            item, version, previous = row.split(" ")
+            item, version, previous, *other = row.split(" ")
+            agent, token = other or (facts["agent"], facts["token"])
             yield Event(
                 id=name,
                 kind=facts["kind"],
@@ -68,8 +69,8 @@ def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event
                 version=int(version),
                 before=facts["from"],
                 after=facts["to"],
-                agent=facts["agent"],
-                token=int(facts["token"] or 0),
+                agent=agent,
+                token=int(token or 0),
                 reason=facts["reason"],
                 trace=facts["trace"],
                 previous=previous,

@@ -11,16 +11,17 @@ local REAP_LIMIT = 50
 
 -- repeated: the reply was lost and the same request came again: what it got and still holds.
 local function repeated(context, agents, request)
-  local answer, token, again = {}, '', false
-  for i, agent in ipairs(agents) do
-    local ask, given, ids = string.match(redis.call('HGET', context.receipts, agent.id) or '', '^(%S+) (%S+) ?(.*)$')
+  local names, answer, again = {}, {}, nil
+  for i, agent in ipairs(agents) do names[i] = agent.id end
+  for i, receipt in ipairs(redis.call('HMGET', context.receipts, unpack(names))) do
+    local ask, token, ids = string.match(receipt or '', '^(%S+) (%S+) ?(.*)$')
     answer[i] = {}
     if ask == request then -- guard: claim_repeat
-      again, token = true, given
+      again = token
       for id in string.gmatch(ids, '%S+') do
         local text = redis.call('HGET', context.items, id)
         local record = unpack_record(text)
-        if record and record.holder == agent.id and record.token == given then
+        if record and record.holder == agents[i].id and record.token == token then
           local rows = answer[i]
           rows[#rows + 1] = id
           rows[#rows + 1] = text
@@ -29,7 +30,7 @@ local function repeated(context, agents, request)
       end
     end
   end
-  return again and token or nil, answer
+  return again, answer
 end
 
 -- pop: up to n ids from several lines, smallest score first.
@@ -56,14 +57,17 @@ end
 local function read_agents(context, argv)
   local agents, wanted = {}, 0
   for i = 3, #argv, 4 do
-    local agent = { id = argv[i], n = tonumber(argv[i + 2]), gate = gate_of(context.gates, argv[i], argv[i + 1]) }
-    local most = tonumber(argv[i + 3])
+    agents[#agents + 1] = { id = argv[i], role = argv[i + 1], n = tonumber(argv[i + 2]), most = tonumber(argv[i + 3]) }
+  end
+  local gates = gates_of(context.gates, agents)
+  for i, agent in ipairs(agents) do
+    agent.gate = gates[i]
     if agent.gate then agent.n = 0 end -- guard: gate
-    if most > 0 then
-      agent.n = math.max(0, math.min(agent.n, most - tonumber(redis.call('HGET', context.held, agent.id) or 0))) -- guard: most_held
+    if agent.most > 0 then
+      local held = tonumber(redis.call('HGET', context.held, agent.id) or 0)
+      agent.n = math.max(0, math.min(agent.n, agent.most - held)) -- guard: most_held
     end
     wanted = wanted + agent.n
-    agents[#agents + 1] = agent
   end
   return agents, wanted
 end
@@ -123,14 +127,19 @@ local function claim(keys, argv)
   local changes = collect_changes(context.items, context.events, context.counts)
   local hands = deal(agents, whole_ones)
   token = #whole_ones > 0 and next_token(keys[6], now_us) or ''
+  local receipts = {}
   for i, agent in ipairs(agents) do
     local names = {}
     for j, one in ipairs(hands[i]) do
       hold(changes, context, one.lane, one.id, one.record, agent.id, token, ends_ms)
       names[j] = one.id
     end
-    if #names > 0 then redis.call('HSET', context.receipts, agent.id, request .. ' ' .. token .. ' ' .. table.concat(names, ' ')) end
+    if #names > 0 then
+      receipts[#receipts + 1] = agent.id
+      receipts[#receipts + 1] = request .. ' ' .. token .. ' ' .. table.concat(names, ' ')
+    end
   end
+  if #receipts > 0 then redis.call('HSET', context.receipts, unpack(receipts)) end
   write_changes(changes)
 
   local payloads = #ids > 0 and redis.call('HMGET', context.payloads, unpack(ids)) or {}

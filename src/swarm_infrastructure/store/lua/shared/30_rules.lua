@@ -2,6 +2,7 @@
 --   step|FROM|TO        '1' where an agent may take an item from one status to another
 --   at|SECTION|STATUS   what a claim turns this status into; '-' where items may stand but not be claimed
 --   quarantine          the status of items that wore out
+--   retry|SECTION       where failed items wait; '' where that is the status they were claimed from
 --   limits|SECTION      max_attempts|max_crashes|cap|max_payload_bytes   (0: no limit)
 local function read_rules(board)
   local known = {}
@@ -19,6 +20,7 @@ local function read_rules(board)
   function rules.place(section, status) return rule('at|' .. section .. '|' .. status) end
   function rules.step(from, to) return rule('step|' .. from .. '|' .. to) end
   function rules.quarantine() return rule('quarantine') end
+  function rules.retry(section) return rule('retry|' .. section) or '' end
   function rules.limits(section)
     local found = limits[section]
     if not found then

@@ -6,10 +6,10 @@
 --   attempts, crashes           claims since it came to this section that were not handed back; leases that ran out
 --   token, holder, origin       of the last claim; holder and origin (the status it was claimed from) are '' unless held
 --   event, created_ms           id of its newest event; '' stands for that event's time (an item nobody touched yet)
---   request                     id of the last call that changed it without a claim
+--   request                     id of the call that put it on the board
 --   endings                     token:kind:version of the last two claims that ended, newest first
 --   dedup                       its key in the dedup table, or ''
-local RECORD = '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|'
+local RECORD = '^([^|]*)|([^|]*)|([^|]*)|(%d)|(%d+)|(%d+)|(%d+)|(%d+)|'
   .. '([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$'
 
 local function unpack_record(text)

@@ -1,5 +1,6 @@
 -- Changes of one call, collected first and written together at the end: validate everything, then write, because Redis
--- does not roll back. Items that change alike share one event entry.
+-- does not roll back. Items that change alike share one event entry, with a row each: `id version previous-event`, and
+-- agent and token where they are not the entry's.
 local function collect_changes(items, events, counts)
   return {
     items = items, events = events, counts = counts,
@@ -7,16 +8,15 @@ local function collect_changes(items, events, counts)
   }
 end
 
-local function group_of(changes, kind, from, to, agent, token, reason, trace)
+local function group_of(changes, kind, from, to, reason, trace)
   local last = changes.last
-  if last and last.token == token and last.kind == kind and last.from == from and last.to == to and last.agent == agent
-    and last.reason == reason and last.trace == trace then
+  if last and last.from == from and last.to == to and last.kind == kind and last.reason == reason and last.trace == trace then
     return last
   end
-  local key = table.concat({ kind, from, to, agent, token, reason, trace }, '\n')
+  local key = table.concat({ kind, from, to, reason, trace }, '\n')
   local group = changes.groups_by_key[key]
   if not group then
-    group = { kind = kind, from = from, to = to, agent = agent, token = token, reason = reason, trace = trace, ids = {}, records = {} }
+    group = { kind = kind, from = from, to = to, reason = reason, trace = trace, ids = {}, records = {}, agents = {}, tokens = {} }
     changes.groups_by_key[key] = group
     changes.groups[#changes.groups + 1] = group
   end
@@ -26,9 +26,9 @@ end
 
 -- change: item `id`, whose new state is `record`, does `kind` and goes from one lane to another ('' for birth and death).
 local function change(changes, id, record, kind, from, to, agent, token, reason, trace)
-  local group = group_of(changes, kind, from, to, agent, token, reason, trace)
+  local group = group_of(changes, kind, from, to, reason, trace)
   local n = #group.ids + 1
-  group.ids[n], group.records[n] = id, record
+  group.ids[n], group.records[n], group.agents[n], group.tokens[n] = id, record, agent, token
 end
 
 local function put_in(changes, key, score, id, bell)
@@ -70,11 +70,16 @@ end
 
 local function write_group(changes, group, stored)
   local ids, records, text = group.ids, group.records, {}
+  local agent, token = group.agents[1], group.tokens[1]
   for i, record in ipairs(records) do
-    text[i] = ids[i] .. ' ' .. record.version .. ' ' .. record.event
+    local row = ids[i] .. ' ' .. record.version .. ' ' .. record.event
+    if group.agents[i] ~= agent or group.tokens[i] ~= token then
+      row = row .. ' ' .. group.agents[i] .. ' ' .. group.tokens[i]
+    end
+    text[i] = row
   end
   local event = redis.call('XADD', changes.events, '*', 'kind', group.kind, 'from', group.from, 'to', group.to,
-    'agent', group.agent, 'token', group.token, 'reason', group.reason, 'trace', group.trace, 'items', table.concat(text, ','))
+    'agent', agent, 'token', token, 'reason', group.reason, 'trace', group.trace, 'items', table.concat(text, ','))
   local n = #stored
   for i, record in ipairs(records) do
     if record.created_ms == '' and record.event ~= '' then record.created_ms = string.match(record.event, '^%d+') end
@@ -106,7 +111,7 @@ local function write_changes(changes)
   for _, key in ipairs(changes.zadd_keys) do redis.call('ZADD', key, unpack(changes.zadd[key])) end
   for key, fields in pairs(changes.tally) do
     for field, n in pairs(fields) do
-      if n ~= 0 and redis.call('HINCRBY', key, field, n) == 0 then redis.call('HDEL', key, field) end
+      if n ~= 0 and redis.call('HINCRBY', key, field, n) == 0 and key == changes.counts then redis.call('HDEL', key, field) end
     end
   end
   for _, key in ipairs(changes.zadd_keys) do

@@ -2,20 +2,26 @@
 -- A lane of a claim is four keys: the line itself, `timed` (claims by the end of their lease, delayed items by their
 -- due time), the doorbell, and the section's quarantine.
 local function read_lanes(keys, first)
-  local lanes = {}
+  local lanes, known = {}, {}
   for i = first, #keys, 4 do
-    lanes[#lanes + 1] = {
-      line = keys[i], timed = keys[i + 1], bell = keys[i + 2], quarantine = keys[i + 3], name = lane_name(keys[i]),
-    }
+    local line = keys[i]
+    if not known[line] then -- guard: lane_twice
+      known[line] = true
+      lanes[#lanes + 1] = {
+        line = line, timed = keys[i + 1], bell = keys[i + 2], quarantine = keys[i + 3], name = lane_name(line),
+      }
+    end
   end
   return lanes
 end
 
--- claimable: may items be claimed from this lane? Remembers what a claim makes of them.
+-- claimable: may items be claimed from this lane, and does its quarantine belong to it? Remembers what a claim makes of them.
 local function claimable(rules, lane)
   local section, status, requires = split_lane(lane.name)
   lane.status, lane.becomes = status, section and rules.place(section, status) or '-'
   if lane.becomes == '-' then return false end
+  local quarantine = section .. '/' .. rules.quarantine() .. '/' .. requires
+  if lane_name(lane.quarantine) ~= quarantine then return false end -- guard: lane_quarantine
   lane.claimed_name = section .. '/' .. lane.becomes .. '/' .. requires
   return true
 end
@@ -54,7 +60,7 @@ local function reap(context, lanes, limit)
       local packed = redis.call('HMGET', context.items, unpack(due))
       for i, id in ipairs(due) do
         local record = unpack_record(packed[i])
-        if not record then
+        if not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name then -- guard: reap_forged
           take_out(changes, lane.timed, id) -- torn or forged: `swarm audit` names it
         elseif record.holder ~= '' then
           end_lease(changes, context, lane, id, record)
@@ -93,8 +99,14 @@ local function hold(changes, context, lane, id, record, agent, token, ends_ms)
   change(changes, id, record, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
 end
 
--- gate_of: why an agent may not claim now, or nil. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
-local function gate_of(gates, agent, role)
-  local shut = redis.call('HMGET', gates, 'agent:' .. agent, 'role:' .. role, '*')
-  return shut[1] or shut[2] or shut[3] or nil
+-- gates_of: for each agent why it may not claim now, or false. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
+local function gates_of(gates, agents)
+  local fields, shut = { '*' }, {}
+  for _, agent in ipairs(agents) do
+    fields[#fields + 1] = 'agent:' .. agent.id
+    fields[#fields + 1] = 'role:' .. agent.role
+  end
+  local found = redis.call('HMGET', gates, unpack(fields))
+  for i = 1, #agents do shut[i] = found[2 * i] or found[2 * i + 1] or found[1] end
+  return shut
 end
