@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import ConfigurationError
+from swarm_infrastructure.errors import ConfigurationError
 
 __all__ = ["Settings", "masked_url", "runtime_dirs"]
 

@@ -48,8 +48,8 @@ from redis.exceptions import ConnectionError as NobodyListensError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from ..config import Settings, runtime_dirs
-from ..errors import ConfigurationError, ServerUnfitError, StoreUnavailableError
+from swarm_infrastructure.config import Settings, runtime_dirs
+from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError, StoreUnavailableError
 
 if sys.platform != "win32":
     import fcntl
@@ -322,6 +322,7 @@ class EmbeddedServer:
         except BaseException:
             child.kill()  # it could do without us, but nobody would know that it runs
             child.wait()
+            _remove_socket(path)
             raise
         return facts
 
@@ -470,9 +471,7 @@ class EmbeddedServer:
             raise StoreUnavailableError(
                 f"unix://{path}", f"a process on {host} holds {self._file('server.lock')} and does not end; end it"
             )
-        with contextlib.suppress(OSError):  # a tidy temporary folder is nice to have
-            path.unlink(missing_ok=True)
-            path.parent.rmdir()
+        _remove_socket(path)
 
 
 def inspect_binary(path: Path) -> ServerBinary:
@@ -589,6 +588,12 @@ def _listener_pid(path: Path) -> int | None:
         except OSError:
             return None
     return None
+
+
+def _remove_socket(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a tidy temporary folder is nice to have, no more
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def _check_socket_folder(folder: Path) -> None:

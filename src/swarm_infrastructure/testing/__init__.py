@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .redis_server import RedisServer, available_servers
+    from swarm_infrastructure.testing.redis_server import RedisServer, available_servers
 
 __all__ = ["RedisServer", "available_servers"]
 
@@ -17,6 +17,6 @@ __all__ = ["RedisServer", "available_servers"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import redis_server
+    from swarm_infrastructure.testing import redis_server
 
     return getattr(redis_server, name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .redis_server import RedisServer
+    from swarm_infrastructure.testing.redis_server import RedisServer
 
 __all__ = ["pytest_addoption", "redis_server"]
 
@@ -32,7 +32,7 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
     Tests share it, so each should use a namespace of its own.
     """
-    from .redis_server import RedisServer
+    from swarm_infrastructure.testing.redis_server import RedisServer
 
     with RedisServer(request.config.getoption("--redis-kind")) as server:
         yield server

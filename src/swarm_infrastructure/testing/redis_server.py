@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from ..errors import ConfigurationError, ServerUnfitError
+from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError
 
 __all__ = ["RedisServer", "available_servers"]
 
@@ -160,7 +160,7 @@ class RedisServer:
         return (self.folder / "log").read_text(errors="replace")
 
     def _wait_until_ready(self) -> None:
-        from ..store.embedded import server_facts
+        from swarm_infrastructure.store.embedded import server_facts
 
         waits_until = time.monotonic() + START_S
         while self.running and time.monotonic() < waits_until:
@@ -199,7 +199,7 @@ def _is_available(kind: str) -> bool:
 
 def _binary(kind: str) -> Path:
     # Here: redis-py is not to be imported by every run of pytest in an environment that has this package.
-    from ..store.embedded import binary_on_path, bundled_binary
+    from swarm_infrastructure.store.embedded import binary_on_path, bundled_binary
 
     if kind not in ("valkey", "redis"):
         raise ConfigurationError(f"a server for tests: found kind {kind!r}, needed 'valkey' or 'redis'")
