@@ -12,6 +12,7 @@ import random as chance
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,14 +48,22 @@ from .items import (
 from .leases import LeaseKeeper
 from .lifecycle import Board, Place
 from .locks import Lock, Locks, lock_board
-from .queries import Queries
+from .queries import Queries, text_of
 from .registry import AgentRegistry
-from .similarity import content_hash
+from .similarity import FLAG, content_hash, similarity, sketch
 
-__all__ = ["Blackboard"]
+__all__ = ["Blackboard", "Likeness"]
 
 Patch = Mapping[str, Any] | Callable[[dict[str, Any]], Any]
 TRIES = 20  # of an update against other writers; 50 at once on one item need about 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """An item whose text is like another's."""
+
+    item: Item
+    similarity: float  #: 0 to 1
 
 
 class Blackboard:
@@ -289,6 +298,29 @@ class Blackboard:
         Lexical: finds near-copies, not paraphrases.
         """
         return await self.queries.find_similar(str(section), content, threshold)
+
+    async def recognise(self, item_id: str, text: str, *, threshold: float = FLAG) -> list[Likeness]:
+        """Lay a text down beside those recognised before it, and learn which of them it is like, most alike first.
+
+        Of two near-copies that come at the same moment one is laid down first, and the other is told of it: they can't
+        both pass as new. Repeating the call gives the same answer. Lexical: finds near-copies, not paraphrases.
+
+        Args:
+            item_id: the item that the text belongs to; its payload's title and content are what later texts are held
+                against.
+            text: title and content.
+            threshold: least similarity to tell of, 0 to 1; `REJECT` and above is a duplicate.
+        """
+        earlier = await self.store.call(
+            "sketch", [self.keys.bands, self.keys.sketched], [check_id("item id", item_id), *sketch(text)]
+        )
+        found = []
+        for item in await self.find_many([each.decode() for each in earlier]):
+            if item is not None:
+                alike = similarity(text, text_of(item.payload))
+                if alike >= threshold:
+                    found.append(Likeness(item=item, similarity=round(alike, 4)))
+        return sorted(found, key=lambda likeness: -likeness.similarity)
 
     # -- changing without a claim -------------------------------------------------------------------------------------
 

@@ -504,7 +504,13 @@ class ClaimDesk:
             [keys.rules, keys.items, keys.events, keys.counts, keys.held, keys.errors, *self._keys_of(lanes)],
             [most],
         )
-        return int(answer[0])
+        match answer:
+            case [b"place", lane]:
+                raise WrongStatusError("(any)", found=f"lane {lane.decode()!r}", needed="a ready place of the board")
+            case [ended, _]:
+                return int(ended)
+            case _:
+                raise LibraryMismatchError("reap", answer)
 
     async def close(self) -> None:
         """Stop serving; whoever waits is cancelled. Endings that were asked for are sent first."""

@@ -85,31 +85,35 @@ class Item:
 
 def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: bytes | None = None) -> Item:
     """The item that a record and a payload describe; `InvalidInputError` for a torn or forged one."""
-    text = record.decode() if isinstance(record, bytes) else record
-    parts = text.split("|")
-    if len(parts) != 16:
-        raise InvalidInputError(f"record of item {item_id!r}", found=text, needed="16 fields", step="see: swarm audit")
-    event_ms = int(parts[11].partition("-")[0] or 0)
-    return Item(
-        id=item_id,
-        section=parts[0],
-        status=parts[1],
-        requires=parts[2],
-        priority=int(parts[3]),
-        version=int(parts[4]),
-        seq=int(parts[5]),
-        attempts=int(parts[6]),
-        crashes=int(parts[7]),
-        token=int(parts[8] or 0),
-        holder=parts[9],
-        origin=parts[10],
-        event=parts[11],
-        created_ms=int(parts[12] or event_ms),
-        changed_ms=event_ms,
-        content_hash=parts[15],
-        payload=orjson.loads(payload) if payload else {},
-        result=orjson.loads(result) if result else None,
-    )
+    try:
+        text = record.decode() if isinstance(record, bytes) else record
+        parts = text.split("|")
+        event_ms = int(parts[11].partition("-")[0] or 0)
+        item = Item(
+            id=item_id,
+            section=parts[0],
+            status=parts[1],
+            requires=parts[2],
+            priority=int(parts[3]),
+            version=int(parts[4]),
+            seq=int(parts[5]),
+            attempts=int(parts[6]),
+            crashes=int(parts[7]),
+            token=int(parts[8] or 0),
+            holder=parts[9],
+            origin=parts[10],
+            event=parts[11],
+            created_ms=int(parts[12] or event_ms),
+            changed_ms=event_ms,
+            content_hash=parts[15],
+            payload=orjson.loads(payload) if payload else {},
+            result=orjson.loads(result) if result else None,
+        )
+    except (ValueError, IndexError) as error:  # not UTF-8, not JSON, not a number, fields missing
+        raise InvalidInputError(f"item {item_id!r}", found=record, needed="a record and JSON", step="see: swarm audit") from error
+    if len(parts) != 16 or not isinstance(item.payload, dict):
+        raise InvalidInputError(f"item {item_id!r}", found=record, needed="16 fields and an object", step="see: swarm audit")
+    return item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from ..keys import check_name
 __all__ = ["Board", "Place", "Section", "job_board"]
 
 MAX_PAYLOAD_BYTES = 256 * 1024  # an article is 20 KB; a megabyte in Redis wants to be a file and a path
+MAX_LEASE_S = 366 * 86400  # a lease for ever would be none: a dead holder's item never came back
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +232,14 @@ class Board:
         )
 
     def digest(self) -> str:
-        """SHA-256 of the definition, in hex: two boards with the same digest have the same rules."""
-        return hashlib.sha256(orjson.dumps(self.definition(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """SHA-256 of the definition, in hex: two boards with the same digest have the same rules.
+
+        Leases are left out: each claim names its own, and workers with different ones get on together.
+        """
+        definition = self.definition()
+        for section in definition["sections"].values():
+            del section["lease_s"]
+        return hashlib.sha256(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def rules(self) -> dict[str, str]:
         """The fields that Redis enforces; ``lua/shared/30_rules.lua`` names them."""
@@ -241,6 +248,7 @@ class Board:
             rules[f"limits|{name}"] = (
                 f"{section.max_attempts}|{section.max_crashes}|{section.cap}|{section.max_payload_bytes}"
             )
+            rules[f"retry|{name}"] = section.retry or ""
             for status in section.statuses:
                 rules[f"at|{name}|{status}"] = section.ready.get(status, "-")
             if section.ready:
@@ -285,21 +293,24 @@ class _Faults:
         if not section.statuses:
             fault(f"section {name!r} has no status; give it ready or resting ones")
             return
-        if section.entry not in section.statuses:
-            fault(f"section {name!r} has entry {section.entry!r}, needed one of {', '.join(section.statuses)}")
+        if section.entry not in (*section.ready, *section.resting):
+            needed = ", ".join(dict.fromkeys([*section.ready, *section.resting]))
+            fault(f"section {name!r} has entry {section.entry!r}, needed a ready or resting status: {needed}")
         if section.retry is not None and section.retry not in section.ready:
             fault(f"section {name!r} retries in {section.retry!r}, which is not ready there: it would wait for ever")
         if board.quarantine in section.statuses:
             fault(f"section {name!r} uses {board.quarantine!r}, which is the quarantine; name one of them differently")
+        if not (isinstance(section.lease_s, int | float) and 0.05 <= section.lease_s <= MAX_LEASE_S):
+            fault(f"section {name!r} has lease_s {section.lease_s!r}, needed seconds from 0.05 to {MAX_LEASE_S}")
         for limit, value, least in (
-            ("lease_s", section.lease_s, 0.05),
             ("max_attempts", section.max_attempts, 0),
             ("max_crashes", section.max_crashes, 0),
             ("cap", section.cap, 0),
             ("max_payload_bytes", section.max_payload_bytes, 1),
         ):
-            if not value >= least:
-                fault(f"section {name!r} has {limit} {value!r}, needed at least {least}")
+            # 2.5 or 1e6 would reach Redis as text that it can't read, and so as no limit at all
+            if type(value) is not int or value < least:
+                fault(f"section {name!r} has {limit} {value!r}, needed a whole number of at least {least}")
         for claimed, target in section.then.items():
             if claimed not in section.ready.values():
                 fault(f"section {name!r} has a 'then' for {claimed!r}, which no claim leads to")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import structlog
+
 from ..errors import InvalidInputError
 from ..keys import BoardKeys, check_id, lane_name
 from ..store import Store
@@ -18,7 +20,10 @@ from .similarity import similarity
 
 __all__ = ["Queries", "text_of"]
 
+log = structlog.get_logger(__name__)
+
 PAGE = 500
+PAGE_ITEMS = 5000  # in one call, over all sets: a call that reads more keeps others waiting for 10 ms and longer
 
 
 def text_of(payload: dict[str, Any]) -> str:
@@ -64,17 +69,21 @@ class Queries:
             dict.fromkeys(lane.split("/")[2] for lane in await self.counts() if lane.startswith(section + "/"))
         )
 
-    async def _query(
-        self, keys: Sequence[str], *, most: int, skip: int = 0, status: str = ""
-    ) -> list[Item]:
-        if not keys or most <= 0:
-            return []
-        rows = await self._store.call(
-            "query", [self._keys.items, self._keys.payloads, self._keys.results, *keys], [most, skip, status]
-        )
-        return [
-            read_item(rows[i].decode(), rows[i + 1], rows[i + 2], rows[i + 3]) for i in range(0, len(rows), 4)
-        ]
+    async def _pages(self, keys: Sequence[str], *, most: int | None = None, status: str = "") -> AsyncIterator[list[Item]]:
+        """Items of these lines and timed sets, at most *most* of each: page by page, in the order of each set."""
+        size = PAGE if most is None else min(PAGE, most)
+        together = max(1, PAGE_ITEMS // size)
+        for start in range(0, len(keys), together):
+            left, skip = list(keys[start : start + together]), 0
+            while left and (most is None or skip < most):
+                size = PAGE if most is None else min(PAGE, most - skip)
+                answer = await self._store.call(
+                    "query", [self._keys.items, self._keys.payloads, self._keys.results, *left], [size, skip, status]
+                )
+                for _, *rows in answer:
+                    yield [item for at in range(0, len(rows), 4) if (item := _read_row(*rows[at : at + 4]))]
+                left = [key for key, (read, *_) in zip(left, answer, strict=True) if read == size]
+                skip += size
 
     async def by_status(self, section: str, status: str, *, limit: int = 100) -> list[Item]:
         """Up to *limit* items, priority first, then the order of arrival.
@@ -84,27 +93,22 @@ class Queries:
         """
         if limit < 1:
             raise InvalidInputError("limit", found=limit, needed="1 or more")
-        place = self._board.place(section, status)
-        items: list[Item] = []
-        tags = await self._tags(section)
-        for start in range(0, len(tags), PAGE):
-            names = [lane_name(section, place.status, tag) for tag in tags[start : start + PAGE]]
-            lines = [self._keys.lane(name).line for name in names]
-            while len(items) < limit:
-                page = await self._query(lines, most=min(PAGE, limit - len(items)), skip=len(items))
-                items += page
-                if len(page) < PAGE:
-                    break
-            items += await self._timed(section, place.status, tags[start : start + PAGE], limit - len(items))
-        items.sort(key=lambda item: (item.priority, item.seq))
-        return items[:limit]
+        place, tags = self._board.place(section, status), await self._tags(section)
+        found: dict[str, Item] = {}  # by id: what moved while we read may have been seen twice
+        async for page in self._pages(self._lines(section, place.status, tags), most=limit):
+            found.update((item.id, item) for item in page)
+        async for page in self._pages(self._timed(section, place.status, tags), status=place.status):
+            found.update((item.id, item) for item in page)
+        return sorted(found.values(), key=lambda item: (item.priority, item.seq))[:limit]
 
-    async def _timed(self, section: str, status: str, tags: Sequence[str], most: int) -> list[Item]:
-        """Items with this status that are claimed or delayed."""
+    def _lines(self, section: str, status: str, tags: Sequence[str]) -> list[str]:
+        return [self._keys.lane(lane_name(section, status, tag)).line for tag in tags]
+
+    def _timed(self, section: str, status: str, tags: Sequence[str]) -> list[str]:
+        """Where items with this status stand that are claimed or delayed: by time, and mixed with those of another."""
         ready = self._board.section(section).ready
         starts = [start for start, claimed in ready.items() if status in (start, claimed)]
-        keys = [self._keys.lane(lane_name(section, start, tag)).timed for start in starts for tag in tags]
-        return await self._query(keys, most=min(max(most, 0), 5000), status=status)
+        return [self._keys.lane(lane_name(section, start, tag)).timed for start in starts for tag in tags]
 
     async def items(self, section: str, status: str | None = None) -> AsyncIterator[Item]:
         """Every item of a section, page by page; what moves meanwhile may be seen twice or not at all."""
@@ -112,19 +116,13 @@ class Queries:
         for each in statuses:
             if each == self._board.quarantine and not self._board.section(section).ready:
                 continue
-            place = self._board.place(section, str(each))
-            tags = await self._tags(section)
-            lines = [self._keys.lane(lane_name(section, place.status, tag)).line for tag in tags]
-            skip = 0
-            while lines:
-                page = await self._query(lines, most=PAGE, skip=skip)
+            place, tags = self._board.place(section, str(each)), await self._tags(section)
+            async for page in self._pages(self._lines(section, place.status, tags)):
                 for item in page:
                     yield item
-                skip += len(page)
-                if len(page) < PAGE:
-                    break
-            for item in await self._timed(section, place.status, tags, 5000):
-                yield item
+            async for page in self._pages(self._timed(section, place.status, tags), status=place.status):
+                for item in page:
+                    yield item
 
     async def by_agent(self, agent_id: str, section: str | None = None) -> list[Item]:
         """Items that *agent_id* holds now."""
@@ -134,11 +132,10 @@ class Queries:
 
     async def timed(self, lanes: Sequence[str]) -> list[Item]:
         """Items that are claimed from these lanes, or delayed in them."""
-        items: list[Item] = []
-        for start in range(0, len(lanes), PAGE):
-            keys = [self._keys.lane(lane).timed for lane in lanes[start : start + PAGE]]
-            items += await self._query(keys, most=5000)
-        return items
+        found: dict[str, Item] = {}
+        async for page in self._pages([self._keys.lane(lane).timed for lane in lanes]):
+            found.update((item.id, item) for item in page)
+        return list(found.values())
 
     async def find_similar(self, section: str, content: str, threshold: float) -> list[dict[str, Any]]:
         """See `Blackboard.find_similar`."""
@@ -152,3 +149,14 @@ class Queries:
             if alike >= threshold:
                 found.append(item.as_dict() | {"similarity": round(alike, 4)})
         return sorted(found, key=lambda row: -row["similarity"])
+
+
+def _read_row(item_id: bytes, record: bytes | None, payload: bytes | None, result: bytes | None) -> Item | None:
+    """The item of a row, or None if it is torn: one of those must not hide all the others."""
+    if record is None:  # it stands in a line and nowhere else
+        return None
+    try:
+        return read_item(item_id.decode(), record, payload, result)
+    except InvalidInputError as error:
+        log.warning("left out", item=item_id.decode(), why=str(error))
+        return None

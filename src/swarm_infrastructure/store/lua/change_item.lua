@@ -5,13 +5,19 @@
 --          9 delay_ms or ''  10 payload or ''  11 token of the caller's own claim, or ''
 --          kind: updated (stays) | moved (a step of the board) | released (from quarantine: crashes and attempts forgotten)
 --                retried (now, not when its delay ends)
--- Returns  {'changed', version}, the same when repeated   {'missing'}   {'version', found}   {'held', agent}
---          {'step', from, to}   {'place', lane}   {'large', bytes, limit}   {'lane', lane}: it is elsewhere
+-- Returns  {'changed', version}, the same when repeated   {'missing'}   {'version', found}   {'held', agent}   {'kind', kind}
+--          {'step', from, to}   {'place', lane}   {'large', bytes, limit}   {'lane', lane}: it is elsewhere   {'priority', p}
 -- Event    the kind
-local function judge_change(rules, record, argv, from, to)
+local KINDS = { updated = true, moved = true, released = true, retried = true }
+
+local function judge_change(rules, record, argv, from, to, events)
+  if not KINDS[argv[4]] then return { 'kind', argv[4] } end -- guard: change_kind
   if not record then return { 'missing' } end
-  if record.request == argv[3] then return { 'changed', record.version } end -- guard: change_repeat
-  if record.version ~= argv[2] then return { 'version', record.version } end -- guard: change_version
+  if record.version ~= argv[2] then
+    local read = tonumber(argv[2])
+    if made(events, argv[1], record, read, argv[3]) then return { 'changed', whole(read + 1) } end -- guard: change_repeat
+    return { 'version', record.version } -- guard: change_version
+  end
   if record.holder ~= '' and record.token ~= argv[11] then return { 'held', record.holder } end -- guard: change_held
   if record.holder ~= '' and argv[4] ~= 'updated' then return { 'held', record.holder } end -- guard: change_held_by_self
   if record.holder == '' and lane_of(record) ~= from then return { 'lane', lane_of(record) } end -- guard: change_lane
@@ -21,6 +27,8 @@ local function judge_change(rules, record, argv, from, to)
   if argv[4] == 'released' and (record.status ~= rules.quarantine() or rules.place(section, status) == '-') then -- guard: change_release
     return { 'step', record.status, status }
   end
+  if argv[4] == 'released' and section ~= record.section then return { 'place', to } end -- guard: change_release_section
+  if argv[8] ~= '' and not string.find(argv[8], '^%d$') then return { 'priority', argv[8] } end -- guard: change_priority
   if (argv[4] == 'updated' or argv[4] == 'retried') and record.holder == '' and from ~= to then return { 'lane', from } end -- guard: change_stay
   local bytes = rules.limits(section).bytes
   if bytes > 0 and #argv[10] > bytes then return { 'large', #argv[10], bytes } end -- guard: change_bytes
@@ -33,13 +41,13 @@ local function change_item(keys, argv)
   local rules = read_rules(keys[1])
   local from, to = lane_name(keys[6]), lane_name(keys[9])
   local record = unpack_record(redis.call('HGET', keys[2], id))
-  local refused = judge_change(rules, record, argv, from, to)
+  local refused = judge_change(rules, record, argv, from, to, keys[4])
   if refused then return refused end
 
-  local changes = collect_changes(keys[2], keys[4], keys[5])
+  local changes = collect_changes(keys[2], keys[4], keys[5], argv[3])
   local held, waits_ms = record.holder ~= '', redis.call('ZSCORE', keys[7], id)
   if priority ~= '' then record.priority = priority end
-  record.version, record.request = plus(record.version, 1), argv[3]
+  record.version = plus(record.version, 1)
   if not held then
     local before = lane_of(record)
     record.section, record.status, record.requires = split_lane(to)

@@ -3,26 +3,32 @@
 -- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 fence  7 gates  8 held  9 receipts  10 errors
 --          then per lane: line, timed, bell, quarantine
 -- ARGV     1 request  2 lease_ms (> 0)  then per agent: id, role, wanted (1-500), most claims it may hold ('0': any number)
--- Returns  {'claimed', token, lease_ends_ms, now_ms, due_ms, per agent: {id, record, payload, …} or the gate that is shut}
+-- Returns  {'claimed', token, lease_ends_ms, now_ms, due_ms, per agent: {id, record, payload, …} or why it may not claim}
 --          due_ms: when the next lease or delay of these lanes ends, '' if none
 --          {'place', lane}: the board has no such lane to claim from
 -- Event    claimed   ready → claimed lane, agent, token   (and lease_ended, quarantined for what was taken back)
 local REAP_LIMIT = 50
+local MOST_PER_CALL = 500
 
--- repeated: the reply was lost and the same request came again: what it got and still holds.
-local function repeated(context, agents, request)
-  local names, answer, again = {}, {}, nil
+-- repeated: the reply was lost and the same request came again: what it got and still holds, and until when.
+-- A receipt is `request token 1:id 2:id …`; the number is the agent's place in the call, which may name one agent twice.
+local function repeated(context, lanes, agents, request)
+  local names, answer, again, ends_ms = {}, {}, nil, nil
   for i, agent in ipairs(agents) do names[i] = agent.id end
+  local lane_called = {}
+  for _, lane in ipairs(lanes) do lane_called[lane.name] = lane end
   for i, receipt in ipairs(redis.call('HMGET', context.receipts, unpack(names))) do
     local ask, token, ids = string.match(receipt or '', '^(%S+) (%S+) ?(.*)$')
     answer[i] = {}
     if ask == request then -- guard: claim_repeat
       again = token
-      for id in string.gmatch(ids, '%S+') do
+      for place, id in string.gmatch(ids, '(%d+):(%S+)') do
         local text = redis.call('HGET', context.items, id)
         local record = unpack_record(text)
-        if record and record.holder == agents[i].id and record.token == token then
-          local rows = answer[i]
+        local lane = record and lane_called[lane_of(record, record.origin)]
+        if tonumber(place) == i and lane and record.holder == agents[i].id and record.token == token then
+          local rows, ends = answer[i], redis.call('ZSCORE', lane.timed, id)
+          if not ends_ms or tonumber(ends) < tonumber(ends_ms) then ends_ms = ends end
           rows[#rows + 1] = id
           rows[#rows + 1] = text
           rows[#rows + 1] = redis.call('HGET', context.payloads, id)
@@ -30,7 +36,7 @@ local function repeated(context, agents, request)
       end
     end
   end
-  return again, answer
+  return again, answer, ends_ms
 end
 
 -- pop: up to n ids from several lines, smallest score first.
@@ -55,7 +61,7 @@ local function pop(lanes, n)
 end
 
 local function read_agents(context, argv)
-  local agents, wanted = {}, 0
+  local agents, wanted, promised = {}, 0, {}
   for i = 3, #argv, 4 do
     agents[#agents + 1] = { id = argv[i], role = argv[i + 1], n = tonumber(argv[i + 2]), most = tonumber(argv[i + 3]) }
   end
@@ -65,8 +71,12 @@ local function read_agents(context, argv)
     if agent.gate then agent.n = 0 end -- guard: gate
     if agent.most > 0 then
       local held = tonumber(redis.call('HGET', context.held, agent.id) or 0)
+      if held >= agent.most then agent.gate = agent.gate or 'it holds as many as it may' end -- guard: most_held_gate
+      held = held + (promised[agent.id] or 0) -- guard: most_held_in_call
       agent.n = math.max(0, math.min(agent.n, agent.most - held)) -- guard: most_held
     end
+    agent.n = math.min(agent.n, MOST_PER_CALL - wanted) -- guard: most_per_call
+    promised[agent.id] = (promised[agent.id] or 0) + agent.n
     wanted = wanted + agent.n
   end
   return agents, wanted
@@ -112,16 +122,19 @@ local function claim(keys, argv)
   reap(context, lanes, REAP_LIMIT)
 
   local agents, wanted = read_agents(context, argv)
-  local token, answer = repeated(context, agents, request)
-  if token then return { 'claimed', token, ends_ms, whole(now_ms), next_due(lanes), unpack(answer) } end
+  local token, answer, ended_ms = repeated(context, lanes, agents, request)
+  if token then return { 'claimed', token, ended_ms or ends_ms, whole(now_ms), next_due(lanes), unpack(answer) } end
 
   local taken = wanted > 0 and pop(lanes, wanted) or {}
   local ids, whole_ones = {}, {}
   for i, one in ipairs(taken) do ids[i] = one.id end
   local packed = #ids > 0 and redis.call('HMGET', context.items, unpack(ids)) or {}
   for i, one in ipairs(taken) do
-    one.record = unpack_record(packed[i])
-    if one.record then whole_ones[#whole_ones + 1] = one end -- a torn or forged record is left to `swarm audit`
+    local record = unpack_record(packed[i])
+    if record and record.holder == '' and lane_of(record) == one.lane.name then -- guard: claim_forged
+      one.record = record
+      whole_ones[#whole_ones + 1] = one
+    end -- else it is torn or forged, and left to `swarm audit`
   end
 
   local changes = collect_changes(context.items, context.events, context.counts)
@@ -132,14 +145,19 @@ local function claim(keys, argv)
     local names = {}
     for j, one in ipairs(hands[i]) do
       hold(changes, context, one.lane, one.id, one.record, agent.id, token, ends_ms)
-      names[j] = one.id
+      names[j] = i .. ':' .. one.id
     end
     if #names > 0 then
-      receipts[#receipts + 1] = agent.id
-      receipts[#receipts + 1] = request .. ' ' .. token .. ' ' .. table.concat(names, ' ')
+      local row = receipts[agent.id] or request .. ' ' .. token
+      receipts[agent.id] = row .. ' ' .. table.concat(names, ' ')
     end
   end
-  if #receipts > 0 then redis.call('HSET', context.receipts, unpack(receipts)) end
+  local written = {}
+  for id, row in pairs(receipts) do
+    written[#written + 1] = id
+    written[#written + 1] = row
+  end
+  if #written > 0 then redis.call('HSET', context.receipts, unpack(written)) end
   write_changes(changes)
 
   local payloads = #ids > 0 and redis.call('HMGET', context.payloads, unpack(ids)) or {}

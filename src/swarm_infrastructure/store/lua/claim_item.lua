@@ -27,7 +27,7 @@ local function claim_item(keys, argv)
   if not lane or not claimable(context.rules, lane) then return { 'lane', lane_of(record) } end -- guard: item_lane
   local due_ms = tonumber(redis.call('ZSCORE', lane.timed, id) or 0)
   if record.holder ~= '' then
-    if ask == request and given == record.token then -- guard: item_repeat
+    if ask == request and given == record.token and due_ms > now_ms then -- guard: item_repeat
       return { 'claimed', given, whole(due_ms), pack_record(record), redis.call('HGET', context.payloads, id) }
     end
     if due_ms > now_ms then return { 'held', record.holder } end -- guard: item_held
@@ -43,7 +43,7 @@ local function claim_item(keys, argv)
   redis.call('ZREM', lane.line, id)
   hold(changes, context, lane, id, record, agent, token, ends_ms)
   write_changes(changes)
-  redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' ' .. id)
+  redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' 1:' .. id)
   return { 'claimed', token, ends_ms, record.text, redis.call('HGET', context.payloads, id) }
 end
 register('claim_item', claim_item)

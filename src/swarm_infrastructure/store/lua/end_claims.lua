@@ -7,9 +7,10 @@
 --          kind: complete | fail (to: where it waits) | give_up | hand_back | revoke (by an operator)
 -- Returns  one answer per claim: {'completed'|'failed'|'quarantined'|'handed_back'|'revoked', version}, the same when repeated;
 --          {'lost', why}   {'step', from, to}   {'place', lane}   {'version', found}   {'large', bytes, limit}   {'missing'}
+--          {'kind', kind}
 -- Event    completed, failed, quarantined, handed_back or revoked
 local ENDED = { complete = 'completed', fail = 'failed', give_up = 'quarantined', hand_back = 'handed_back', revoke = 'revoked' }
-local LANDED = { completed = true, failed = true, quarantined = true, handed_back = true, revoked = true }
+
 
 -- first_answer: what this call got before, if its reply was lost; or why the claim no longer holds.
 local function first_answer(record, token, kind)
@@ -24,7 +25,8 @@ local function first_answer(record, token, kind)
 end
 
 -- judge_target: may this record go to that lane? Asked once per status of a group, not once per claim.
-local function judge_target(context, record, lane, kind)
+-- `needed`: the only lane it may be, where the board and not the agent decides.
+local function judge_target(context, record, lane, kind, needed)
   local known = lane.judged[record.status]
   if known ~= nil then return known or nil end
   local answer = false
@@ -33,16 +35,18 @@ local function judge_target(context, record, lane, kind)
     answer = { 'place', lane.name }
   elseif kind == 'complete' and not context.rules.step(record.status, lane.status) then -- guard: end_step
     answer = { 'step', record.status, lane.status }
+  elseif needed and lane.name ~= needed then -- guard: end_needed
+    answer = { 'place', lane.name }
   end
   lane.ready = place ~= '-'
   lane.judged[record.status] = answer
   return answer or nil
 end
 
-local function judge_texts(context, record, claim)
+local function judge_texts(context, record, claim, section)
   if claim.payload == '' then return nil end
   if claim.version ~= record.version then return { 'version', record.version } end -- guard: end_version
-  local bytes = context.rules.limits(record.section).bytes
+  local bytes = context.rules.limits(section).bytes
   if bytes > 0 and #claim.payload > bytes then return { 'large', #claim.payload, bytes } end -- guard: end_bytes
   return nil
 end
@@ -73,11 +77,9 @@ local function land(context, group, claim, record, kind, lane, delay_ms)
 end
 
 local function finish(context, group, claim, record)
-  local kind = group.kind
-  local refused = judge_texts(context, record, claim)
-  if refused then return refused end
+  local kind, rules, refused = group.kind, context.rules, nil
   if kind == 'complete' then
-    refused = judge_target(context, record, group.to, kind)
+    refused = judge_target(context, record, group.to, kind) or judge_texts(context, record, claim, group.to.section)
     if refused then return refused end
     record.attempts, record.crashes = '0', '0'
     if claim.payload ~= '' then
@@ -91,9 +93,12 @@ local function finish(context, group, claim, record)
     return land(context, group, claim, record, 'completed', group.to, group.delay_ms)
   end
   if kind == 'fail' or kind == 'give_up' then
-    refused = judge_target(context, record, group.to, kind) or judge_target(context, record, group.quarantine, kind)
+    local from, retry = group.from, rules.retry(record.section)
+    local waits = lane_of(record, retry ~= '' and retry or from.status)
+    refused = judge_target(context, record, group.to, kind, waits)
+      or judge_target(context, record, group.quarantine, kind, lane_of(record, rules.quarantine()))
     if refused then return refused end
-    if kind == 'give_up' or worn_out(context.rules.limits(record.section), record) then -- guard: fail_worn_out
+    if kind == 'give_up' or worn_out(rules.limits(record.section), record) then -- guard: fail_worn_out
       return land(context, group, claim, record, 'quarantined', group.quarantine, 0)
     end
     return land(context, group, claim, record, 'failed', group.to, group.delay_ms)
@@ -114,6 +119,7 @@ local function is_revoked(context, agent)
 end
 
 local function judge_claim(context, group, claim, record, ends_ms)
+  if not ENDED[group.kind] then return { 'kind', group.kind } end -- guard: end_kind
   if not record then return { 'missing' } end
   if record.token ~= claim.token or record.holder == '' then return first_answer(record, claim.token, group.kind) end -- guard: end_token
   if (record.section .. '/' .. record.origin .. '/' .. record.requires) ~= group.from.name then -- guard: end_lane
@@ -165,12 +171,11 @@ local function end_claims(keys, argv)
     local packed = redis.call('HMGET', keys[2], unpack(group.ids))
     local ends = redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
     for i, claim in ipairs(group.claims) do
-      local record = unpack_record(packed[i])
+      local record = seen[claim.id] or unpack_record(packed[i]) -- guard: end_twice
       local answer = judge_claim(context, group, claim, record, ends[i])
-      if seen[claim.id] then answer = { 'lost', 'it is ended twice in one call' } end -- guard: end_twice
       if not answer then
         answer = finish(context, group, claim, record)
-        seen[claim.id] = LANDED[answer[1]]
+        seen[claim.id] = record -- as it is now: who ends it once more gets the first answer
       end
       answers[#answers + 1] = answer
     end

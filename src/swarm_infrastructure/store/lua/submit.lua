@@ -3,7 +3,7 @@
 -- ARGV     1 request  2 agent  3 trace  then per item: id, lane (1 = first), priority (0-9), delay_ms, dedup key or '',
 --          dedup lifetime in ms ('0': for ever), payload (JSON)
 -- Returns  one answer per item: 'submitted'   {'exists', section}   {'duplicate', id of the first}
---          {'full', count, cap}   {'place', lane}   {'large', bytes, limit}
+--          {'full', count, cap}   {'place', lane}   {'large', bytes, limit}   {'priority', p}
 -- Event    submitted   '' → lane
 local function read_target(rules, keys, index)
   local first = 8 + (tonumber(index) - 1) * 3
@@ -34,7 +34,7 @@ local function judge_cap(context, target)
   return nil
 end
 
-local function judge(context, packed, id, target, mark, payload)
+local function judge(context, packed, id, target, priority, mark, payload)
   if packed then
     local existing = unpack_record(packed)
     if existing and existing.request == context.request then return 'submitted' end -- guard: submit_repeat
@@ -42,6 +42,7 @@ local function judge(context, packed, id, target, mark, payload)
   end
   if context.fresh[id] then return { 'exists', target.section } end -- guard: submit_exists_in_batch
   if not target.place then return { 'place', target.name } end -- guard: submit_place
+  if not string.find(priority, '^%d$') then return { 'priority', priority } end -- guard: submit_priority
   local bytes = target.limits.bytes
   if bytes > 0 and #payload > bytes then return { 'large', #payload, bytes } end -- guard: payload_bytes
   return judge_mark(context, mark) or judge_cap(context, target)
@@ -86,7 +87,7 @@ local function submit(keys, argv)
     local _, index, priority, delay_ms, mark, life_ms, payload = unpack(argv, 7 * row - 3, 7 * row + 3)
     local target = targets[index] or read_target(rules, keys, index)
     targets[index] = target
-    local refused = judge(context, packed[row], id, target, mark, payload)
+    local refused = judge(context, packed[row], id, target, priority, mark, payload)
     answers[row] = refused or 'submitted'
     if not refused then
       seq = seq + 1

@@ -1,9 +1,9 @@
 -- Changes of one call, collected first and written together at the end: validate everything, then write, because Redis
 -- does not roll back. Items that change alike share one event entry, with a row each: `id version previous-event`, and
 -- agent and token where they are not the entry's.
-local function collect_changes(items, events, counts)
+local function collect_changes(items, events, counts, request)
   return {
-    items = items, events = events, counts = counts,
+    items = items, events = events, counts = counts, request = request or '',
     groups = {}, groups_by_key = {}, last = nil, zadd = {}, zadd_keys = {}, zrem = {}, zrem_keys = {}, bells = {}, tally = {},
   }
 end
@@ -79,7 +79,8 @@ local function write_group(changes, group, stored)
     text[i] = row
   end
   local event = redis.call('XADD', changes.events, '*', 'kind', group.kind, 'from', group.from, 'to', group.to,
-    'agent', agent, 'token', token, 'reason', group.reason, 'trace', group.trace, 'items', table.concat(text, ','))
+    'agent', agent, 'token', token, 'reason', group.reason, 'trace', group.trace, 'request', changes.request,
+    'items', table.concat(text, ','))
   local n = #stored
   for i, record in ipairs(records) do
     if record.created_ms == '' and record.event ~= '' then record.created_ms = string.match(record.event, '^%d+') end
@@ -118,6 +119,28 @@ local function write_changes(changes)
     local bell = changes.bells[key]
     if bell then ring(bell) end
   end
+end
+
+-- made: was it this request that gave an item the version after `version`? Its event says so, whatever came later.
+local FARTHEST = 100 -- changes to look back: more writers than ever meet at one item
+local function made(events, id, record, version, request)
+  local entry = record.event
+  for _ = 1, FARTHEST do
+    local found = redis.call('XRANGE', events, entry, entry)[1]
+    if not found then return false end
+    local fields = {}
+    for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
+    entry = ''
+    for each, became, before in string.gmatch(fields.items, '([^ ,]+) (%d+) ([^ ,]*)[^,]*') do
+      if each == id then
+        if tonumber(became) <= version + 1 then return tonumber(became) == version + 1 and fields.request == request end
+        entry = before
+        break
+      end
+    end
+    if entry == '' then return false end
+  end
+  return false
 end
 
 -- remember_error: append one line of JSON to what went wrong with an item; the oldest lines go when 20 KB are full.

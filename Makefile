@@ -1,0 +1,61 @@
+# Everything a newcomer needs: `make demo`, `make test`. `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+FEEDS ?= examples/news_swarm/sample
+OUT ?= out
+PROCESSES ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers unit suites mutants faults bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12 ..." >&2; exit 3; }
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "make: no virtual environment; on Debian: apt install python3-venv" >&2; exit 3; }
+
+.venv/.ready-demo: .venv/bin/python pyproject.toml constraints.txt
+	@echo "setting up .venv"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[news,fast]'
+	@touch .venv/.ready-demo
+
+.venv/.ready-test: .venv/bin/python pyproject.toml constraints.txt
+	@echo "setting up .venv for tests"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch .venv/.ready-test .venv/.ready-demo
+
+demo: .venv/.ready-demo  ## the news swarm on the shipped sample feeds (FEEDS=... OUT=... PROCESSES=...)
+	@$(BIN)/python examples/news_swarm/main.py $(FEEDS) --out "$(OUT)" --summary "$(OUT)/summary.json" --processes $(PROCESSES)
+
+test: lint types layers suites  ## lint, types, layers, and the tests on every Redis server found here
+
+lint: .venv/.ready-test  ## ruff: rules and format
+	@$(BIN)/python -m ruff check -q . && $(BIN)/python -m ruff format -q --check .
+
+types: .venv/.ready-test  ## mypy, strict
+	@$(BIN)/python -m mypy --no-error-summary
+
+layers: .venv/.ready-test  ## import-linter: imports point down
+	@$(BIN)/lint-imports > .venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
+
+suites: .venv/.ready-test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind valkey
+	@if command -v redis-server > /dev/null; then \
+		echo "$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind redis tests/integration tests/properties tests/faults"; \
+		$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind redis tests/integration tests/properties tests/faults; \
+	else echo "no redis-server here: tested on the bundled Valkey alone"; fi
+
+mutants: .venv/.ready-test  ## delete each guard in the Lua, one at a time: some test must notice
+	$(BIN)/python tests/mutants.py
+
+faults: .venv/.ready-test  ## killed workers, killed Redis, frozen workers: 20 rounds each
+	$(BIN)/python -m pytest -q --redis-kind valkey tests/faults --rounds 20
+
+bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
+	$(BIN)/python benchmarks/bench.py
+
+clean:  ## remove the environment, the demo's output and its Redis data
+	rm -rf .venv .swarm out

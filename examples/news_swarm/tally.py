@@ -1,0 +1,103 @@
+"""What became of every article of a run: read from the board alone, so that crashes and restarts can't falsify it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm_infrastructure import Blackboard, BlackboardSection, ContentStatus, Item
+
+from .board import BOARD, SOURCES
+
+__all__ = ["Tally", "unfinished"]
+
+LIVE = [s for s in BlackboardSection if s not in (BlackboardSection.PUBLISHED, BlackboardSection.ARCHIVE, BlackboardSection.AGENT_STATE)]
+
+
+@dataclass(slots=True)
+class Tally:
+    """The account of one run: published + duplicates + rejected + failed = read."""
+
+    read: int = 0
+    published: dict[str, str] = field(default_factory=dict)  #: id → headline
+    duplicates: dict[str, str] = field(default_factory=dict)  #: id or source#entry → id of the original
+    near: int = 0  #: of the duplicates: near-copies
+    known: int = 0  #: of the duplicates: the same text of the same outlet, met before
+    rejected: dict[str, str] = field(default_factory=dict)  #: id or source#entry → why
+    failed: dict[str, str] = field(default_factory=dict)  #: id → the last error
+    sources: int = 0
+    unread: dict[str, str] = field(default_factory=dict)  #: source → why it could not be read
+    items: dict[str, Item] = field(default_factory=dict)
+
+    @classmethod
+    async def take(cls, blackboard: Blackboard, source_ids: list[str]) -> Tally:
+        """The account of the run that began with these sources."""
+        tally = cls(sources=len(source_ids))
+        for source in await blackboard.find_many(source_ids):
+            if source is None:
+                continue
+            if source.status != "read" or source.result is None:
+                errors = await blackboard.errors(source.id)
+                tally.unread[source.payload["location"]] = errors[-1]["error"] if errors else "not read"
+                continue
+            told = source.result
+            tally.read += told["read"]
+            tally.duplicates |= told["known"]
+            tally.known += len(told["known"])
+            tally.rejected |= told["malformed"]
+            for item_id, item in zip(told["stories"], await blackboard.find_many(told["stories"]), strict=True):
+                await tally._count(blackboard, item_id, item)
+        return tally
+
+    async def _count(self, blackboard: Blackboard, item_id: str, item: Item | None) -> None:
+        if item is None:
+            self.failed[item_id] = "deleted"
+            return
+        self.items[item_id] = item
+        told = item.payload
+        if item.section == BlackboardSection.PUBLISHED:
+            self.published[item_id] = str(told["title"])
+        elif told.get("duplicate_of"):
+            self.duplicates[item_id] = str(told["duplicate_of"])
+            self.near += 1
+        elif item.status in (ContentStatus.ARCHIVED, ContentStatus.REJECTED):
+            self.rejected[item_id] = str(told.get("rejected_because", ""))
+        else:
+            errors = await blackboard.errors(item_id)
+            self.failed[item_id] = errors[-1]["error"] if errors else f"left in {item.section}/{item.status}"
+
+    def copies_of(self, item_id: str) -> list[Item]:
+        """Near-copies that were linked to a story in this run."""
+        return [self.items[each] for each, first in self.duplicates.items() if first == item_id and each in self.items]
+
+    def as_dict(self, seconds: float) -> dict[str, Any]:
+        """The summary as JSON data."""
+        return {
+            "read": self.read,
+            "published": len(self.published),
+            "duplicates": len(self.duplicates),
+            "rejected": len(self.rejected),
+            "failed": len(self.failed),
+            "seconds": round(seconds, 3),
+            "near_copies": self.near,
+            "known": self.known,
+            "sources": self.sources,
+            "unread": self.unread,
+            "ids": {
+                "read": [*self.published, *self.duplicates, *self.rejected, *self.failed],
+                "published": list(self.published),
+                "duplicates": self.duplicates,
+                "rejected": self.rejected,
+                "failed": self.failed,
+            },
+        }
+
+
+async def unfinished(blackboard: Blackboard, source_ids: Iterable[str]) -> int:
+    """How many sources and stories are still on their way."""
+    stats = await blackboard.get_all_stats()
+    resting = {*BOARD.final, BOARD.quarantine}
+    live = sum(n for section in LIVE for status, n in stats[section]["by_status"].items() if status not in resting)
+    sources = sum(n for status, n in stats[SOURCES]["by_status"].items() if status not in resting)
+    return live + sources
