@@ -14,7 +14,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from swarm_infrastructure import BaseAgent, BlackboardSection, Claims, ContentStatus, Item, NewsItem, Outcome, Submission, Work
+from swarm_infrastructure import (
+    BaseAgent,
+    BlackboardSection,
+    Claims,
+    ContentStatus,
+    Item,
+    NewsItem,
+    Outcome,
+    Submission,
+    Work,
+)
 from swarm_infrastructure.blackboard.queries import text_of
 from swarm_infrastructure.blackboard.similarity import REJECT
 
@@ -27,7 +37,9 @@ __all__ = ["Analyst", "Publisher", "Reviewer", "Scout", "Writer", "story_id"]
 
 def story_id(article: Article) -> str:
     """The id of an article's item: the same text from the same outlet has the same id, in every run."""
-    return "n_" + NewsItem(id="-", title=article.title, content=article.content, source=article.source).content_hash[:20]
+    return (
+        "n_" + NewsItem(id="-", title=article.title, content=article.content, source=article.source).content_hash[:20]
+    )
 
 
 def occurrence_of(location: str, ordinal: int) -> str:
@@ -63,7 +75,7 @@ class Scout(BaseAgent):
         reading = await asyncio.to_thread(read_source, location)
         stories: list[str] = []
         known: dict[str, str] = {}
-        articles = {}
+        articles: dict[str, list[Article]] = {}
         for article in reading.articles:
             articles.setdefault(story_id(article), []).append(article)
         submissions = [self._submission(location, run, each[0]) for each in articles.values()]
@@ -104,8 +116,14 @@ class Scout(BaseAgent):
             published_at=article.published_at,
             topics=list(article.topics),
         )
-        payload = news.to_dict() | {"run": run, "occurrence": occurrence_of(location, article.ordinal), "found_in": location}
-        return Submission(id=news.id, section=BlackboardSection.RAW_FEED, payload=payload, content_hash=news.content_hash)
+        payload = news.to_dict() | {
+            "run": run,
+            "occurrence": occurrence_of(location, article.ordinal),
+            "found_in": location,
+        }
+        return Submission(
+            id=news.id, section=BlackboardSection.RAW_FEED, payload=payload, content_hash=news.content_hash
+        )
 
 
 class Analyst(BaseAgent):

@@ -30,7 +30,14 @@ from examples.news_swarm.engine import ENGINE_NOTE
 from examples.news_swarm.show import Display, show_summary
 from examples.news_swarm.sources import expand
 from examples.news_swarm.tally import Tally, unfinished
-from swarm_infrastructure import ConfigurationError, Submission, Swarm, SwarmError, SwarmInfrastructure, UnavailableError
+from swarm_infrastructure import (
+    ConfigurationError,
+    Submission,
+    Swarm,
+    SwarmError,
+    SwarmInfrastructure,
+    UnavailableError,
+)
 from swarm_infrastructure.agents.supervisor import worker_seat
 from swarm_infrastructure.errors import RefusedError
 
@@ -68,7 +75,7 @@ async def feed_and_watch(
         while True:
             try:
                 display.update(await board.get_all_stats())
-                if not await unfinished(board, source_ids):
+                if not await unfinished(board):
                     break
             except UnavailableError as error:
                 console.print(f"waiting: {error}", style="yellow", highlight=False, markup=False)

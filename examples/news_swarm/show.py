@@ -75,7 +75,11 @@ def show_summary(console: Console, tally: Tally, seconds: float, out: str) -> No
     rows = [
         ("read", tally.read, f"from {tally.sources - len(tally.unread)} of {tally.sources} sources"),
         ("published", len(tally.published), f"a folder each in {out}"),
-        ("duplicates", len(tally.duplicates), f"{tally.known} known texts, {tally.near} near-copies, each linked to its original"),
+        (
+            "duplicates",
+            len(tally.duplicates),
+            f"{tally.known} known texts, {tally.near} near-copies, each linked to its original",
+        ),
         ("rejected", len(tally.rejected), "not news, too thin, or an entry without text"),
         ("failed", len(tally.failed), "in quarantine: swarm items list --status quarantined" if tally.failed else ""),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,11 @@ from .board import BOARD, SOURCES
 
 __all__ = ["Tally", "unfinished"]
 
-LIVE = [s for s in BlackboardSection if s not in (BlackboardSection.PUBLISHED, BlackboardSection.ARCHIVE, BlackboardSection.AGENT_STATE)]
+LIVE = [
+    s
+    for s in BlackboardSection
+    if s not in (BlackboardSection.PUBLISHED, BlackboardSection.ARCHIVE, BlackboardSection.AGENT_STATE)
+]
 
 
 @dataclass(slots=True)
@@ -94,10 +97,10 @@ class Tally:
         }
 
 
-async def unfinished(blackboard: Blackboard, source_ids: Iterable[str]) -> int:
+async def unfinished(blackboard: Blackboard) -> int:
     """How many sources and stories are still on their way."""
     stats = await blackboard.get_all_stats()
     resting = {*BOARD.final, BOARD.quarantine}
-    live = sum(n for section in LIVE for status, n in stats[section]["by_status"].items() if status not in resting)
-    sources = sum(n for status, n in stats[SOURCES]["by_status"].items() if status not in resting)
+    live: int = sum(n for section in LIVE for status, n in stats[section]["by_status"].items() if status not in resting)
+    sources: int = sum(n for status, n in stats[SOURCES]["by_status"].items() if status not in resting)
     return live + sources

@@ -20,7 +20,7 @@ from .blackboard.leases import Lease
 from .config import Settings
 from .errors import ClaimLostError, ItemNotFoundError, SwarmError
 from .failure_recovery import RetryPolicy, backoff_s
-from .monitoring import Traces, TraceType
+from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
 
@@ -56,7 +56,7 @@ class SwarmInfrastructure:
         self._stack = AsyncExitStack()
         self._blackboard: Blackboard | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
-        self._random = Random()  # noqa: S311 - jitter
+        self._random = Random()
 
     @property
     def blackboard(self) -> Blackboard:
@@ -68,6 +68,8 @@ class SwarmInfrastructure:
     async def connect(self) -> Self:
         """Find or start Redis, check it, open the board."""
         settings = self.settings
+        if not structlog.is_configured():
+            configure_logs(settings)
         try:
             self.located = await asyncio.to_thread(locate, settings)
             if self.located.server is not None:

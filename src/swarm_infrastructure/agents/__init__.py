@@ -9,4 +9,16 @@ from .swarm import Swarm
 from .work import Complete, Fail, HandBack, Outcome, Work
 from .worker import Worker
 
-__all__ = ["BaseAgent", "Claims", "Complete", "Fail", "HandBack", "Outcome", "Runner", "Supervisor", "Swarm", "Work", "Worker"]
+__all__ = [
+    "BaseAgent",
+    "Claims",
+    "Complete",
+    "Fail",
+    "HandBack",
+    "Outcome",
+    "Runner",
+    "Supervisor",
+    "Swarm",
+    "Work",
+    "Worker",
+]

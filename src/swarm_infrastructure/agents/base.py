@@ -153,7 +153,9 @@ class BaseAgent:
         try:
             hints = typing.get_type_hints(cls.process)
         except NameError as error:
-            raise InvalidInputError(f"{cls.__name__}.process", found=str(error), needed="annotations that resolve") from error
+            raise InvalidInputError(
+                f"{cls.__name__}.process", found=str(error), needed="annotations that resolve"
+            ) from error
         names = list(inspect.signature(cls.process).parameters)
         wanted = hints.get(names[1]) if len(names) > 1 else None
         if wanted in (None, Any, Item):
@@ -165,7 +167,9 @@ class BaseAgent:
         if wanted is dict or typing.get_origin(wanted) is dict:
             return lambda item: item.as_dict()
         raise InvalidInputError(
-            f"{cls.__name__}.process", found=f"item: {wanted}", needed="Item, dict, a pydantic model or a class with from_dict"
+            f"{cls.__name__}.process",
+            found=f"item: {wanted}",
+            needed="Item, dict, a pydantic model or a class with from_dict",
         )
 
 
@@ -173,11 +177,15 @@ def _validated(model: type[BaseModel], item: Item) -> BaseModel:
     try:
         return model.model_validate(item.payload)
     except ValidationError as error:
-        raise InvalidInputError(f"payload of item {item.id!r}", found=str(error), needed=f"a {model.__name__}") from error
+        raise InvalidInputError(
+            f"payload of item {item.id!r}", found=str(error), needed=f"a {model.__name__}"
+        ) from error
 
 
 def _from_dict(kind: Any, item: Item) -> Any:
     try:
         return kind.from_dict(item.payload | {"id": item.id})
     except (TypeError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"payload of item {item.id!r}", found=repr(error), needed=f"a {kind.__name__}") from error
+        raise InvalidInputError(
+            f"payload of item {item.id!r}", found=repr(error), needed=f"a {kind.__name__}"
+        ) from error

@@ -47,8 +47,9 @@ class Runner:
 
     def __init__(self, agent: BaseAgent, swarm: SwarmInfrastructure, *, random: Random | None = None) -> None:
         self.agent, self._swarm = agent, swarm
-        self._random = random or Random()  # noqa: S311 - jitter
+        self._random = random or Random()
         self._stopping = asyncio.Event()
+        self._stopped: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._draining = False
@@ -110,17 +111,15 @@ class Runner:
     async def _wait_for(tasks: set[asyncio.Task[None]], grace_s: float, hurry: asyncio.Event | None) -> None:
         if not tasks:
             return
-        everything = asyncio.gather(*tasks, return_exceptions=True)
-        hurried = asyncio.ensure_future(hurry.wait()) if hurry else None
-        await asyncio.wait(
-            {everything, hurried} if hurried else {everything}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if hurried:
-            hurried.cancel()
-        if not everything.done():
-            for task in tasks:
+        everything = asyncio.ensure_future(asyncio.wait(tasks))
+        hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
+        await asyncio.wait({everything, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+        for waiting in (everything, hurried):
+            waiting.cancel()
+        for task in tasks:
+            if not task.done():
                 task.cancel()
-            await asyncio.gather(everything, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- agents that override process -----------------------------------------------------------------------------------
 
@@ -150,7 +149,7 @@ class Runner:
         while not self._stopping.is_set():
             free = slots - len(self._hands)
             if free <= 0:
-                await self._until_stopped_or(asyncio.wait(set(self._hands), return_when=asyncio.FIRST_COMPLETED))
+                await self._until_stopped_or(self._until_one_ends())
                 continue
             request = ClaimRequest(
                 agent_id=agent.agent_id, role=agent.role, lanes=lanes, most=min(free, batch), lease_s=lease_s
@@ -158,6 +157,9 @@ class Runner:
             claimed = await self._until_stopped_or(self._swarm.blackboard.claims.wait(request))
             for each in claimed or ():
                 self._take(each, parse)
+
+    async def _until_one_ends(self) -> None:
+        await asyncio.wait(set(self._hands), return_when=asyncio.FIRST_COMPLETED)
 
     async def _until_stopped_or(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The answer of *work*, or None if the runner is stopped first; then *work* is cancelled."""
@@ -172,14 +174,14 @@ class Runner:
         return None if task.cancelled() else task.result()
 
     def _stop_signal(self) -> asyncio.Task[bool]:
-        if getattr(self, "_stopped", None) is None:
+        if self._stopped is None:
             self._stopped = asyncio.create_task(self._stopping.wait())
         return self._stopped
 
     def _take(self, claimed: Claimed, parse: Any) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
         task = asyncio.create_task(self._handle(claimed, lease, parse))
-        lease.on_lost = lambda _why: task.cancel()
+        lease.on_lost = lambda _why: cancel(task)
         self._hands[task] = lease
         self.status = "working"
         task.add_done_callback(self._let_go)
@@ -248,7 +250,9 @@ class Runner:
                 await board.hand_back(work.claim, reason=outcome.reason, delay_s=outcome.delay_s)
             case _:
                 raise InvalidInputError(
-                    f"{type(self.agent).__name__}.process", found=outcome, needed="work.done(), move(), fail() or hand_back()"
+                    f"{type(self.agent).__name__}.process",
+                    found=outcome,
+                    needed="work.done(), move(), fail() or hand_back()",
                 )
 
     # -- agents that override _process_cycle ------------------------------------------------------------------------------
@@ -287,3 +291,8 @@ class Runner:
                 await self._swarm.blackboard.hand_back(claim, reason="the worker stops")
             except SwarmError as error:
                 log.warning("not handed back", item=claim.item_id, agent=claim.agent_id, why=str(error))
+
+
+def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel *task*; a callback must give None."""
+    task.cancel()

@@ -64,7 +64,7 @@ class Supervisor:
     def __init__(self, processes: int, data_dir: Path) -> None:
         self._children = [_Child(index) for index in range(1, processes + 1)]
         self._data_dir = data_dir
-        self._random = Random()  # noqa: S311 - jitter
+        self._random = Random()
         self._stopping = False
         self._lifeline: tuple[int, int] | None = None
         self.restarts = 0  #: workers started again after a crash

@@ -14,7 +14,6 @@ import structlog
 from ..blackboard import NEWS, Board
 from ..config import Settings
 from ..errors import ConfigurationError, InvalidInputError, SwarmError
-from ..monitoring import configure_logs
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .supervisor import CONFIG_ERROR, Supervisor, worker_seat
@@ -105,14 +104,14 @@ class Swarm:
         """
         if not 1 <= processes <= 256:
             raise InvalidInputError("processes", found=processes, needed="1 to 256")
-        configure_logs(self.settings)
         _prefer_uvloop()
         seat = worker_seat()
         if seat is not None:
             sys.exit(asyncio.run(self._work_for(seat.lifeline)))
-        if processes == 1:
-            return asyncio.run(self._work_here(watch))
-        return asyncio.run(self._supervise(processes, watch))
+        answer: Answer | None = asyncio.run(
+            self._work_here(watch) if processes == 1 else self._supervise(processes, watch)
+        )
+        return answer
 
     async def _work_for(self, lifeline: int) -> int:
         try:

@@ -37,10 +37,12 @@ class Worker:
         random: source of jitter.
     """
 
-    def __init__(self, swarm: SwarmInfrastructure, agents: Sequence[BaseAgent], *, random: Random | None = None) -> None:
+    def __init__(
+        self, swarm: SwarmInfrastructure, agents: Sequence[BaseAgent], *, random: Random | None = None
+    ) -> None:
         self._swarm = swarm
         self.runners = [Runner(agent, swarm) for agent in agents]
-        self._random = random or Random()  # noqa: S311 - jitter
+        self._random = random or Random()
         self._told = asyncio.Event()
         self._hurry = asyncio.Event()
 
