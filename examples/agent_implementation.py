@@ -71,7 +71,10 @@ class MyAgent(BaseAgent):
 
 
 STORIES = {
-    "story_1": ("Night trains return", "Night trains between the coast and the capital run again from May. Tickets are on sale."),
+    "story_1": (
+        "Night trains return",
+        "Night trains between the coast and the capital run again from May. Tickets are on sale.",
+    ),
     "story_2": ("Weather", "Sunny."),
 }
 

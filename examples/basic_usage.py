@@ -46,7 +46,9 @@ async def main() -> None:
             print("refused: ", error)
 
         await swarm.claim_task("analyst_1", BlackboardSection.DEBATE_QUEUE, news.id)
-        await swarm.complete_task("analyst_1", BlackboardSection.DEBATE_QUEUE, news.id, move_to=BlackboardSection.CONSENSUS)
+        await swarm.complete_task(
+            "analyst_1", BlackboardSection.DEBATE_QUEUE, news.id, move_to=BlackboardSection.CONSENSUS
+        )
         for event in await blackboard.history(news.id):
             print(f"  {event.version}. {event.kind:<9} {event.before or '-'} → {event.after} {event.agent}")
         await swarm.unregister_agent("scout_1")
