@@ -19,14 +19,13 @@ _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+~-]{0,127}")
 
 
-@lru_cache(maxsize=4096)
 def check_name(what: str, name: str) -> str:
     """Return *name* if it can name a section, a status, a role or a capability.
 
     Raises:
         InvalidInputError: it is no lower-case word of up to 64 letters, digits, ``_``, ``.`` or ``-``.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInputError(what, found=name, needed="1-64 of a-z 0-9 _ . - (no leading . or -)")
     return name
 

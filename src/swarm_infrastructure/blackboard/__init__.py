@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .blackboard import Blackboard
-from .claims import Claim, Claimed, ClaimDesk, ClaimRequest, Ending
+from .claims import Claim, ClaimDesk, Claimed, ClaimRequest, Ending
 from .events import Event, EventLog
 from .items import Item, Priority, Submission, Submitted
 from .leases import Lease, LeaseKeeper

@@ -31,7 +31,7 @@ from ..errors import (
 from ..keys import BoardKeys, check_id, check_name, lane_name
 from ..store import Store
 from ..telemetry import current_trace
-from .claims import MOST_PER_CALL, Claim, Claimed, ClaimDesk, ClaimRequest, Ending, Kind, new_request
+from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending, Kind, new_request
 from .events import Event, EventLog
 from .items import (
     DEFAULT_PRIORITY,
@@ -39,6 +39,9 @@ from .items import (
     Payload,
     Submission,
     Submitted,
+    check_priority,
+    check_seconds,
+    clean_text,
     dump_json,
     dump_payload,
     merge,
@@ -140,7 +143,8 @@ class Blackboard:
 
         Raises:
             UnknownSectionError, InvalidInputError: one of them can't stand where it should; none was written.
-            SectionFullError: a section is at its cap; those before it in the order given were written.
+            SectionFullError: a section is at its cap, and takes as many of them as it has room for. Those that were
+                accepted stay; submitted again, they are answered as duplicates of themselves.
         """
         rows = [self._check_submission(each) for each in submissions]
         answers: list[Submitted] = []
@@ -153,10 +157,9 @@ class Blackboard:
         place = self.board.place(str(new.section), new.status)
         if new.requires:
             check_name("capability", new.requires)
-        if not isinstance(new.priority, int) or not 0 <= new.priority <= 9:
-            raise InvalidInputError(f"priority of item {new.id!r}", found=new.priority, needed="0 (first) to 9 (last)")
-        if not 0 <= new.delay_s <= 366 * 86400:
-            raise InvalidInputError(f"delay_s of item {new.id!r}", found=new.delay_s, needed="0 to a year, in seconds")
+        check_priority(f"priority of item {new.id!r}", new.priority)
+        check_seconds(f"delay_s of item {new.id!r}", new.delay_s)
+        check_seconds(f"dedup_s of item {new.id!r}", new.dedup_s)
         if new.content_hash:
             check_id("content hash", new.content_hash)
         payload = dump_payload(new.payload, f"payload of item {new.id!r}")
@@ -178,12 +181,12 @@ class Blackboard:
         for name in lanes:
             lane = keys.lane(name)
             called += (lane.line, lane.timed, lane.bell)
-        args: list[Any] = [new_request(), agent, current_trace()]
+        args: list[Any] = [new_request(), _one_line(agent), current_trace()]
         index = {name: i + 1 for i, name in enumerate(lanes)}
         for new, (name, payload) in zip(submissions, rows, strict=True):
             args += (
-                new.id, index[name], new.priority, int(new.delay_s * 1000),
-                new.content_hash, int(new.dedup_s * 1000), payload,
+                new.id, index[name], new.priority, round(new.delay_s * 1000),
+                new.content_hash, round(new.dedup_s * 1000), payload,
             )  # fmt: skip
         answers = await self.store.call("submit", called, args)
         return [self._submitted(new, answer) for new, answer in zip(submissions, answers, strict=True)]
@@ -410,7 +413,8 @@ class Blackboard:
         item = await self.get(item_id)
         if item.status != self.board.quarantine:
             raise WrongStatusError(item_id, found=f"in {item.section}/{item.status}", needed="in quarantine")
-        place = self.board.place(item.section)
+        section = self.board.section(item.section)
+        place = self.board.place(item.section, section.entry if section.entry in section.ready else next(iter(section.ready)))
         return await self._change(
             item_id, "released", section=item.section, to=place, requires=item.requires, agent=agent, reason=reason
         )
@@ -461,7 +465,7 @@ class Blackboard:
                     keys.rules, keys.items, keys.payloads, keys.events, keys.counts, keys.dedup, keys.results,
                     keys.errors, lane.line, lane.timed,
                 ],
-                [item_id, item.version, agent, _one_line(reason), current_trace()],
+                [item_id, item.version, _one_line(agent), _one_line(reason), current_trace()],
             )  # fmt: skip
             match answer:
                 case [b"deleted"]:
@@ -474,7 +478,7 @@ class Blackboard:
                     continue
                 case _:
                     raise LibraryMismatchError("delete_item", answer)
-        raise VersionConflictError(item_id, found=item.version, needed=item.version)
+        raise VersionConflictError(item_id, found=0, needed=0)
 
     async def _change(
         self,
@@ -492,6 +496,10 @@ class Blackboard:
         """Read, change and write, until nobody came in between. Returns the new version."""
         check_id("item id", item_id)
         self.board.section(section)
+        if requires:
+            check_name("capability", requires)
+        if priority is not None:
+            check_priority(f"priority of item {item_id!r}", priority)
         for _ in range(TRIES):
             item = await self.find(item_id)
             if item is None or item.section != section:
@@ -507,7 +515,7 @@ class Blackboard:
                     before.line, before.timed, before.bell, after.line, after.timed, after.bell,
                 ],
                 [
-                    item_id, item.version, request, kind, agent, _one_line(reason), current_trace(),
+                    item_id, item.version, request, kind, _one_line(agent), _one_line(reason), current_trace(),
                     "" if priority is None else priority, "", payload(item) if payload else b"", own.token if own else "",
                 ],
             )  # fmt: skip
@@ -518,7 +526,7 @@ class Blackboard:
                     continue  # somebody was quicker: read again
                 case _:
                     raise self._refusal(item, answer)
-        raise VersionConflictError(item_id, found=item.version, needed=item.version)
+        raise VersionConflictError(item_id, found=0, needed=0)
 
     def _refusal(self, item: Item, answer: Any) -> Exception:
         match answer:
@@ -563,11 +571,10 @@ class Blackboard:
 
         The lease runs from now on; `leases.keep` renews it.
         """
-        check_id("agent id", agent_id)
         lanes = self.claims.lanes(str(section), statuses=statuses, capabilities=capabilities)
         request = ClaimRequest(
             agent_id=agent_id, role=role, lanes=lanes, most=most, most_held=most_held,
-            lease_s=lease_s or self.board.section(str(section)).lease_s,
+            lease_s=self.board.section(str(section)).lease_s if lease_s is None else lease_s,
         )  # fmt: skip
         [hand] = await self.claims.claim(request)
         return hand if isinstance(hand, list) else []
@@ -604,6 +611,8 @@ class Blackboard:
             WrongStatusError: the board allows no such step; the claim still holds.
         """
         place = self._destination(claim, to)
+        if requires:
+            check_name("capability", requires)
         kept = dump_json(result, f"result of item {claim.item_id!r}") if result is not None else b""
         for _ in range(TRIES):
             payload, version = b"", 0
@@ -632,21 +641,20 @@ class Blackboard:
             give_up: don't try again: to quarantine at once.
             reason: for the log; the error's first line by default.
         """
-        section, status, requires = claim.lane.split("/")
         line = orjson.dumps(
             {
                 "at_ms": int(time.time() * 1000),
                 "kind": "failed",
                 "agent": claim.agent_id,
                 "token": str(claim.token),
-                "error": error[:4096],
+                "error": clean_text(error, 4096),
             }
         )
         ending = self._ending(
             claim,
             "give_up" if give_up else "fail",
-            lane_name(section, self.board.section(section).retry_status(status), requires),
-            reason=_one_line(reason or error),
+            self.claims.retry_of(claim.lane),
+            reason=reason or error,
             delay_s=retry_in_s,
             error=line,
         )
@@ -771,7 +779,7 @@ def _hash_of(payload: Mapping[str, Any]) -> str:
     return content_hash(orjson.dumps(dict(payload) | {"id": None}, option=orjson.OPT_SORT_KEYS).decode())
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+def _one_line(text: object) -> str:
+    return " ".join(clean_text(text, 2000).split())[:300]
 
 

@@ -20,6 +20,7 @@ __all__ = ["Item", "Payload", "Priority", "Submission", "Submitted", "dump_paylo
 Payload = Mapping[str, Any] | BaseModel | Any  #: a dict, a pydantic model, a dataclass, or an object with ``to_dict``
 
 MAX_DEPTH = 32
+YEAR_S = 366 * 86400
 DEFAULT_PRIORITY = 2
 
 
@@ -106,7 +107,7 @@ def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: 
             created_ms=int(parts[12] or event_ms),
             changed_ms=event_ms,
             content_hash=parts[15],
-            payload=orjson.loads(payload) if payload else {},
+            payload=orjson.loads(payload) if payload is not None else {},
             result=orjson.loads(result) if result else None,
         )
     except (ValueError, IndexError) as error:  # not UTF-8, not JSON, not a number, fields missing
@@ -141,6 +142,29 @@ class Submitted:
 
     def __bool__(self) -> bool:
         return self.accepted
+
+
+def check_seconds(what: str, seconds: float, *, least: float = 0.0) -> int:
+    """*seconds* as whole milliseconds.
+
+    Raises:
+        InvalidInputError: it is no number from *least* to a year.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not least <= seconds <= YEAR_S:
+        raise InvalidInputError(what, found=seconds, needed=f"seconds, from {least:g} to {YEAR_S} (a year)")
+    return round(seconds * 1000)
+
+
+def check_priority(what: str, priority: int) -> int:
+    """*priority*; `InvalidInputError` if it is no whole number from 0 to 9."""
+    if type(priority) is not int or not 0 <= priority <= 9:
+        raise InvalidInputError(what, found=priority, needed="0 (first) to 9 (last)")
+    return priority
+
+
+def clean_text(text: object, most: int) -> str:
+    """*text* as Redis takes it, cut at *most* characters: what is no Unicode (a lone surrogate) becomes a ``?``."""
+    return str(text)[:most].encode("utf-8", "replace").decode()
 
 
 def dump_payload(payload: Payload, what: str = "payload") -> bytes:

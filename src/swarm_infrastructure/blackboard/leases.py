@@ -7,6 +7,8 @@ still runs, so that nobody else can have begun. A refused renewal is lost at onc
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -40,7 +42,10 @@ class Lease:
             self.lost = why
             log.warning("claim lost", item=self.claim.item_id, agent=self.claim.agent_id, why=why)
             if self.on_lost is not None:
-                self.on_lost(why)
+                try:
+                    self.on_lost(why)
+                except Exception:  # of the holder, and no reason to stop renewing for all the others
+                    log.error("on_lost failed", item=self.claim.item_id, agent=self.claim.agent_id, exc_info=True)
 
 
 class LeaseKeeper:
@@ -56,6 +61,7 @@ class LeaseKeeper:
         self._task: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
+        self._shortest_s = math.inf  #: lease that the keeper reckons with while it sleeps
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="lease keeper")
@@ -73,8 +79,8 @@ class LeaseKeeper:
         """Renew *claim* until `drop`; call *on_lost* with the reason if it can't be held."""
         lease = Lease(claim, on_lost, claim.taken_at)
         self._leases[claim.item_id, claim.token] = lease
-        if len(self._leases) == 1:
-            self._arrived.set()
+        if claim.lease_s < self._shortest_s:
+            self._arrived.set()  # the keeper may be asleep for longer than this lease lasts
         return lease
 
     def drop(self, claim: Claim) -> None:
@@ -127,11 +133,13 @@ class LeaseKeeper:
 
     async def _run(self) -> None:
         while True:
-            if not self._leases:
-                self._arrived.clear()
-                await self._arrived.wait()
-            # a tick may be late by itself: 12 in a lease leave room for the renewal to be tried several times
-            await asyncio.sleep(min((each.claim.lease_s for each in self._leases.values()), default=1.0) / 12)
+            self._arrived.clear()
+            self._shortest_s = min((each.claim.lease_s for each in self._leases.values()), default=math.inf)
+            with contextlib.suppress(TimeoutError):
+                # a tick may be late by itself: 12 in a lease leave room for the renewal to be tried several times
+                async with asyncio.timeout(self._shortest_s / 12 if self._leases else None):
+                    await self._arrived.wait()
+                    continue
             self._give_up(asyncio.get_running_loop().time())
             if self._leases and (self._renewal is None or self._renewal.done()):
                 # on its own, so that a Redis that went silent can't keep us from giving up in time

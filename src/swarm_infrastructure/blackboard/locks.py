@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 
 from ..errors import ClaimLostError, LockNotAcquiredError
 from ..keys import check_id
-from .claims import Claim
-from .items import Submission
+from .claims import LEAST_LEASE_S, Claim
+from .items import Submission, check_seconds
 from .lifecycle import Board, Section
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Lock:
         self, table: Callable[[], Awaitable[Locks]], resource: str, agent_id: str, *, timeout_s: float, lease_s: float
     ) -> None:
         self.resource, self.agent_id = check_id("resource", resource), check_id("agent id", agent_id)
+        check_seconds("timeout of a lock", timeout_s)
+        check_seconds("lease_s of a lock", lease_s, least=LEAST_LEASE_S)
         self._table, self._timeout_s, self._lease_s = table, timeout_s, lease_s
         self._locks: Locks | None = None
         self.claim: Claim | None = None  #: while it is held; its token fences outside systems too
@@ -99,7 +101,7 @@ class Lock:
             left_s = ends_at - loop.time()
             if left_s <= 0:
                 raise LockNotAcquiredError(self.resource, self.agent_id, holder=got, waited_s=self._timeout_s)
-            await asyncio.sleep(min(left_s, pause_s * (0.5 + chance.random())))  # noqa: S311 - jitter
+            await asyncio.sleep(min(left_s, pause_s * (0.5 + chance.random())))
             pause_s = min(pause_s * 2, 0.25)
 
     async def __aexit__(
@@ -120,7 +122,8 @@ class Lock:
         return self.claim is not None and self._locks is not None and self._locks.holds(self.claim)
 
     async def extend(self, additional_s: float = 60.0) -> bool:
-        """Make its lease last so many seconds from now; False, and nothing changed, if it is not held any more."""
+        """Make its lease last at least so many seconds from now; False, and nothing changed, if it is not held any more."""
+        check_seconds("additional time", additional_s, least=LEAST_LEASE_S)
         if self.claim is None or self._locks is None:
             return False
         longer = Claim(**{name: getattr(self.claim, name) for name in self.claim.__slots__} | {"lease_s": additional_s})

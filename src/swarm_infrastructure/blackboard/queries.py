@@ -6,7 +6,9 @@ comes back to, which holds about as many items as agents have slots.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
@@ -18,7 +20,7 @@ from .items import Item, read_item
 from .lifecycle import Board
 from .similarity import similarity
 
-__all__ = ["Queries", "text_of"]
+__all__ = ["Queries", "SectionNumbers", "list_boards", "text_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +31,36 @@ PAGE_ITEMS = 5000  # in one call, over all sets: a call that reads more keeps ot
 def text_of(payload: dict[str, Any]) -> str:
     """The text of a payload that stands for it when texts are compared: title and content."""
     return "\n".join(str(payload[name]) for name in ("title", "content") if payload.get(name))
+
+
+async def list_boards(store: Store, namespace: str) -> list[str]:
+    """Names of the boards in a namespace, those that hold locks left out."""
+    before, after = BoardKeys(namespace, "*").rules.split("*")
+    names: set[str] = set()
+    cursor: int | bytes = 0
+    while True:
+        cursor, page = await store.command("SCAN", cursor, "MATCH", f"{before}*{after}", "COUNT", 1000)
+        names |= {key.decode().removeprefix(before).removesuffix(after) for key in page}
+        if int(cursor) == 0:
+            return sorted(name for name in names if not name.endswith(".locks"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionNumbers:
+    """How many items of a section an agent could take now, and why not the others."""
+
+    section: str
+    total: int
+    ready: int  #: may be claimed now
+    claimed: int
+    delayed: int  #: may be claimed later
+    quarantined: int
+    resting: int  #: in a status that nobody claims
+    by_status: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
 
 
 class Queries:
@@ -53,6 +85,62 @@ class Queries:
             row["total"] += n
             row["by_status"][status] = row["by_status"].get(status, 0) + n
         return stats
+
+    async def numbers(self) -> list[SectionNumbers]:
+        """`SectionNumbers` of every section, in the board's order."""
+        lanes = await self.timed_lanes()
+        keys = [self._keys.lane(lane) for lane in lanes]
+        clock, offset, *sizes = await self._store.commands(
+            ("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"), *(("ZCARD", each.line) for each in keys)
+        )
+        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+        ready, claimed, delayed = Counter[str](), Counter[str](), Counter[str]()
+        for lane, size in zip(lanes, sizes, strict=True):
+            ready[lane.split("/")[0]] += size
+        for lane, each in zip(lanes, keys, strict=True):
+            section = lane.split("/")[0]
+            rows = await self._store.command("ZRANGE", each.timed, 0, -1, "WITHSCORES")
+            for start in range(0, len(rows), PAGE):
+                part = rows[start : start + PAGE]
+                records = await self._store.command("HMGET", self._keys.items, *(row[0] for row in part))
+                for (item_id, due_ms), record in zip(part, records, strict=True):
+                    item = _read_row(item_id, record, None, None)
+                    kind = claimed if item and item.holder else delayed if due_ms > now_ms else ready
+                    kind[section] += item is not None
+        answer = []
+        for name, row in (await self.stats()).items():
+            worn = row["by_status"].get(self._board.quarantine, 0)
+            busy = ready[name] + claimed[name] + delayed[name] + worn
+            answer.append(
+                SectionNumbers(
+                    section=name, total=row["total"], by_status=row["by_status"], quarantined=worn,
+                    ready=ready[name], claimed=claimed[name], delayed=delayed[name], resting=max(0, row["total"] - busy),
+                )
+            )  # fmt: skip
+        return answer
+
+    async def select(
+        self, *, section: str | None = None, status: str | None = None, agent: str | None = None, limit: int = 100
+    ) -> list[Item]:
+        """Up to *limit* items that are in *section*, have *status* and are held by *agent*, as far as these are given.
+
+        Raises:
+            UnknownSectionError, InvalidInputError: the board has no such section or status.
+        """
+        sections = [section] if section else list(self._board.sections)
+        statuses = {name: [*self._board.section(name).statuses, self._board.quarantine] for name in sections}
+        if status is not None and not any(status in known for known in statuses.values()):
+            known = list(dict.fromkeys(each for all_of in statuses.values() for each in all_of))
+            raise InvalidInputError("status", found=status, needed=f"one of {', '.join(known)}")
+        if agent is not None:
+            held = await self.by_agent(agent, section)
+            return [item for item in held if status in (None, item.status)][:limit]
+        counted, found = await self.stats(), list[Item]()
+        for name in sections:
+            for each in statuses[name]:
+                if status in (None, each) and counted[name]["by_status"].get(each) and len(found) < limit:
+                    found += await self.by_status(name, each, limit=limit - len(found))
+        return found
 
     async def timed_lanes(self) -> list[str]:
         """Every lane that items could be claimed from now, or come back to: those to reap and to look for claims in."""
@@ -129,6 +217,11 @@ class Queries:
         check_id("agent id", agent_id)
         lanes = [lane for lane in await self.timed_lanes() if section is None or lane.startswith(f"{section}/")]
         return [item for item in await self.timed(lanes) if item.holder == agent_id]
+
+    async def until_ms(self, item: Item) -> int | None:
+        """When the claim on *item* ends, or the delay it waits for; None if it has neither."""
+        due_ms = await self._store.command("ZSCORE", self._keys.lane(item.claimed_from).timed, item.id)
+        return None if due_ms is None else int(due_ms)
 
     async def timed(self, lanes: Sequence[str]) -> list[Item]:
         """Items that are claimed from these lanes, or delayed in them."""

@@ -7,6 +7,7 @@ claims away at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import InvalidInputError, ItemNotFoundError
+from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from ..keys import check_id, check_name
 from .claims import Claim, Ending
+from .items import Item, clean_text, dump_json
 
 if TYPE_CHECKING:
     from .blackboard import Blackboard
@@ -91,12 +93,12 @@ class AgentRegistry:
 
     async def beat(self, agent_id: str) -> None:
         """Say that a registered agent lives."""
-        known = await self.find(agent_id)
-        if known is None:
+        text = await self._store.command("HGET", self._keys.agents, check_id("agent id", agent_id))
+        if text is None:
             raise ItemNotFoundError(agent_id, f"{self._blackboard.board.name} (agents)")
-        await self.beat_all([(agent_id, known.role, None)])
+        await self.beat_all([(agent_id, orjson.loads(text)["role"], None)])
 
-    async def beat_all(self, agents: Sequence[tuple[str, str, dict[str, Any] | None]]) -> list[str]:
+    async def beat_all(self, agents: Sequence[tuple[str, str, dict[str, Any] | None]]) -> Sequence[str]:
         """Say that these agents (id, role, what changed in its description) live, in one call.
 
         Returns:
@@ -106,7 +108,7 @@ class AgentRegistry:
         for agent_id, role, facts in agents:
             check_id("agent id", agent_id)
             check_name("role", role)
-            args += (agent_id, role, orjson.dumps({"role": role, **facts}) if facts is not None else b"")
+            args += (agent_id, role, _description(agent_id, role, facts) if facts is not None else b"")
         answer = await self._store.call(
             "heartbeat", [self._keys.rules, self._keys.agents, self._keys.beats, self._keys.gates], args
         )
@@ -116,8 +118,6 @@ class AgentRegistry:
         """Change what is known of an agent (``status``, ``role``, ``capabilities`` or anything else)."""
         text = await self._store.command("HGET", self._keys.agents, check_id("agent id", agent_id))
         known = orjson.loads(text) if text else {"role": "agent"}
-        if "status" in facts:
-            facts["status"] = AgentStatus(facts["status"]).value
         merged = known | facts
         await self.beat_all([(agent_id, str(merged["role"]), merged)])
 
@@ -125,7 +125,7 @@ class AgentRegistry:
         """The agent, or None."""
         return next((agent for agent in await self.list() if agent.agent_id == agent_id), None)
 
-    async def list(self) -> list[AgentState]:
+    async def list(self) -> Sequence[AgentState]:
         """Every agent, by id."""
         keys = self._keys
         agents, beats, gates, tallies, clock, offset = await self._store.commands(
@@ -185,7 +185,7 @@ class AgentRegistry:
             facts=facts,
         )
 
-    async def _claimed(self) -> Any:
+    async def _claimed(self) -> Sequence[Item]:
         queries = self._blackboard.queries
         lanes = await queries.timed_lanes()
         return [item for item in await queries.timed(lanes) if item.holder]
@@ -222,17 +222,37 @@ class AgentRegistry:
         """
         check_id("agent id", agent_id)
         await self._store.command("HSET", self._keys.gates, f"agent:{agent_id}", "revoked")
-        desk, ended = self._blackboard.claims, 0
-        why = f"{reason} by {agent}" if agent else reason
+        desk = self._blackboard.claims
+        why = clean_text(" ".join(f"{reason} by {agent}".split() if agent else reason.split()), 300)
+        endings = []
         for item in await self._blackboard.queries.by_agent(agent_id):
             claim = Claim(
                 item_id=item.id, agent_id=agent_id, token=item.token, ends_at_ms=0, lease_s=0, lane=item.claimed_from, taken_at=0
             )
-            await desk.end(
-                Ending(claim=claim, kind="revoke", to=claim.lane, quarantine=desk.quarantine_of(claim.lane), reason=why)
+            endings.append(
+                desk.end(
+                    Ending(claim=claim, kind="revoke", to=claim.lane, quarantine=desk.quarantine_of(claim.lane), reason=why)
+                )
             )
-            ended += 1
-        return ended
+        answers = await asyncio.gather(*endings, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ClaimLostError):  # else it was quicker
+                raise answer
+        return sum(not isinstance(answer, BaseException) for answer in answers)
+
+
+def _description(agent_id: str, role: str, facts: Mapping[str, Any]) -> bytes:
+    facts = {"role": role, **facts}
+    if "status" in facts:
+        try:
+            facts["status"] = AgentStatus(facts["status"]).value
+        except ValueError as error:
+            raise InvalidInputError(
+                f"status of agent {agent_id!r}", found=facts["status"], needed=f"one of {', '.join(AgentStatus)}"
+            ) from error
+    for tag in facts.get("capabilities", ()):
+        check_name("capability", tag)
+    return dump_json(facts, f"description of agent {agent_id!r}")
 
 
 def _pairs(rows: Mapping[bytes, bytes] | Sequence[Any]) -> Iterable[tuple[bytes, Any]]:

@@ -58,7 +58,7 @@ class Sweeper:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._every_s * (0.75 + chance.random() / 2))  # noqa: S311 - jitter
+            await asyncio.sleep(self._every_s * (0.75 + chance.random() / 2))
             try:
                 ended = await self.run_once()
                 if ended:

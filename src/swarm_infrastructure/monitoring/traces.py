@@ -54,7 +54,9 @@ class Traces:
         try:
             trace_type, started = self._open.pop(trace_id)
         except KeyError:
-            raise InvalidInputError("trace id", found=trace_id, needed="an open trace", step="end each trace once") from None
+            raise InvalidInputError(
+                "trace id", found=trace_id, needed="an open trace", step="end each trace once"
+            ) from None
         if trace_of_work.get() == trace_id:
             trace_of_work.set("")
         seconds = time.monotonic() - started

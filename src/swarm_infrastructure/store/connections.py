@@ -49,7 +49,8 @@ _PASSING = (
     OSError,
 )
 _FATAL = (refused.AuthenticationError, refused.AuthorizationError)  # subclasses of ConnectionError, but no retry helps
-_PASSING_WORDS = ("BUSY ", "LOADING", "UNKILLABLE", "MASTERDOWN", "NOREPLICAS")
+_PASSING_WORDS = ("BUSY ", "LOADING", "UNKILLABLE", "MASTERDOWN", "NOREPLICAS", "MISCONF")
+CONNECTIONS = 200  # of one process, for calls
 
 
 def without_password(url: str) -> str:
@@ -120,12 +121,14 @@ class Store:
         self.disruptions = 0  #: calls that had to be repeated because Redis did not answer
         self._library = library or shipped()
         self._replace_library = replace_library
-        self._random = random or chance.Random()  # noqa: S311 - jitter
+        self._random = random or chance.Random()
+        # redis-py refuses a call that finds every connection busy; ours wait for their turn
+        self._turns, self._lease_turn = asyncio.Semaphore(CONNECTIONS), asyncio.Semaphore(1)
         self._commands = self._client(timeout_s)
         self._leases = self._client(timeout_s, max_connections=1)
         self._blocking = self._client(None)
 
-    def _client(self, timeout_s: float | None, *, max_connections: int = 200) -> Redis:
+    def _client(self, timeout_s: float | None, *, max_connections: int = CONNECTIONS) -> Redis:
         # protocol= is left alone: naming it changes the shape of redis-py's answers
         try:
             pool = ConnectionPool.from_url(
@@ -186,8 +189,11 @@ class Store:
         """
         client = self._leases if leases else self._commands
 
+        turns = self._lease_turn if leases else self._turns
+
         async def send() -> Any:
-            return await client.fcall(PREFIX + function, len(keys), *keys, *args)
+            async with turns:
+                return await client.fcall(PREFIX + function, len(keys), *keys, *args)
 
         try:
             return await self._insist(send, once=once)
@@ -204,7 +210,8 @@ class Store:
         """Send a plain command that may be repeated (a read, or a write that lands the same twice)."""
 
         async def send() -> Any:
-            return await self._commands.execute_command(*parts)
+            async with self._turns:
+                return await self._commands.execute_command(*parts)  # type: ignore[no-untyped-call]
 
         try:
             return await self._insist(send, once=once)
@@ -215,7 +222,7 @@ class Store:
         """Send plain commands in one round trip, as one transaction: nothing happens in between."""
 
         async def send() -> list[Any]:
-            async with self._commands.pipeline(transaction=True) as pipeline:
+            async with self._turns, self._commands.pipeline(transaction=True) as pipeline:
                 for parts in many:
                     pipeline.execute_command(*parts)
                 return await pipeline.execute()
@@ -225,8 +232,8 @@ class Store:
         except refused.ResponseError as error:
             raise self._explain(str(many[0][0]), error) from error
 
-    async def wait_for_bell(self, bells: Sequence[str], timeout_s: float) -> bool:
-        """Block until one of the doorbells rings, at most *timeout_s*; True if one did.
+    async def wait_for_bell(self, bells: Sequence[str], timeout_s: float) -> str:
+        """Block until one of the doorbells rings, at most *timeout_s*; which one it was, or "".
 
         A bell is a hint: nothing is lost with it, the caller looks again after the timeout in any case.
 
@@ -235,7 +242,8 @@ class Store:
         """
         try:
             async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
-                return await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01)) is not None
+                rung = await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01))
+                return "" if rung is None else str(rung[0].decode())
         except _FATAL as error:
             raise self._explain("BLPOP", error) from error
         except (*_PASSING, TimeoutError) as error:
@@ -325,7 +333,9 @@ class Store:
                 self.shown, found=f"Redis {version}, which has no functions", needed="Redis >= 7.0 or Valkey", step="upgrade it"
             )
 
-    async def _check_library(self) -> None:
+    async def library_digest(self) -> str | None:
+        """Which build of the function library the server holds (`Library.digest`), or None if it holds none."""
+
         async def ask() -> Any:
             return await self._commands.fcall(PREFIX + "digest", 0)
 
@@ -334,14 +344,19 @@ class Store:
         except refused.ResponseError as error:
             if "unction not found" not in str(error):
                 raise self._explain("digest", error) from error
+            return None
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    async def _check_library(self) -> None:
+        found = await self.library_digest()
+        if found is None:
             await self.load_library(replace=False)
-            found = await self._insist(ask)
-        digest = found.decode() if isinstance(found, bytes) else str(found)
-        if digest == self._library.digest:
+            found = await self.library_digest()
+        if found == self._library.digest:
             return
         if not self._replace_library:
             raise LibraryMismatchError(
-                "library swarm_v1", f"build {digest[:12]}", f"build {self._library.digest[:12]} of this version"
+                "library swarm_v1", f"build {str(found)[:12]}", f"build {self._library.digest[:12]} of this version"
             )
         await self.load_library(replace=True)
 

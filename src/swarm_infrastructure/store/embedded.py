@@ -17,12 +17,14 @@ no longer counts; a server that is killed frees its lock, and the next start rea
 shares the locks of its parent, so it counts as a user for as long as it lives.
 
 ``server.json`` says where the socket is, for a process with another temporary folder, and which server wrote the data.
-It is written before the server starts, so it is right whenever ``server.lock`` is taken.
+It is written before the server starts, so it is right whenever ``server.lock`` is taken. ``keep`` notes in it that this
+server is to outlive its users; the next start writes the note anew, so that ends with the server at the latest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -63,6 +65,7 @@ __all__ = [
     "bundled_binary",
     "inspect_binary",
     "locate",
+    "locate_running",
     "server_facts",
 ]
 
@@ -131,13 +134,33 @@ def locate(settings: Settings) -> Located:
     return EmbeddedServer(settings.data_dir, binary=settings.redis_server).start()
 
 
+def locate_running(settings: Settings, *, answer_s: float = ANSWER_S) -> Located | None:
+    """Like `locate`, but nothing is started, and nobody counts as a user: None if the data folder's server is not there.
+
+    Args:
+        settings: the user's.
+        answer_s: how long that server may take for one answer.
+
+    Raises:
+        StoreUnavailableError: the private server runs but does not answer.
+    """
+    if settings.redis_url_from_env():
+        return locate(settings)
+    server = EmbeddedServer(settings.data_dir, binary=settings.redis_server, answer_s=answer_s)
+    facts = server.find()
+    if facts is None:
+        return None
+    return Located(url=facts.url, how=f"the private server of {server.title}", started=False, server=None)
+
+
 class EmbeddedServer:
     """One user's handle on the private server of a data folder; any number of processes may have one."""
 
-    def __init__(self, data_dir: Path, *, binary: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, *, binary: Path | None = None, answer_s: float = ANSWER_S) -> None:
         self.data_dir = Path(os.path.realpath(data_dir))  # once: the working folder may be another one later
         self._title = str(data_dir) if data_dir.is_absolute() else f"./{data_dir}"
         self._binary = binary
+        self._answer_s = answer_s
         self._share: int | None = None  # the descriptor with our share of users.lock
 
     def start(self) -> Located:
@@ -173,12 +196,41 @@ class EmbeddedServer:
         if self._share is None:
             return False
         self._leave()
+        return self._end(only_if_unused=True, only_if_not_kept=True)
+
+    def keep(self) -> Located:
+        """Start the server if need be, and leave it running without a user, until `stop_unused` or `stop_now`.
+
+        Raises:
+            ConfigurationError, StoreUnavailableError: as ``start`` does.
+        """
+        located = self.start()
+        try:
+            with self._explained(), self._changing():  # while we are a user, so that nobody stops it before it is noted
+                self._write_note(self._read_note() | {"kept": "yes"})
+        finally:
+            self._leave()
+        return located
+
+    def stop_unused(self) -> bool:
+        """Stop the server if nobody uses it, kept or not. True if it was stopped."""
+        self._leave()
         return self._end(only_if_unused=True)
 
     def stop_now(self) -> bool:
         """Stop the server, whoever uses it. True if it was stopped, False if none ran."""
         self._leave()
-        return self._end(only_if_unused=False)
+        return self._end()
+
+    @property
+    def title(self) -> str:
+        """The data folder, as the user named it."""
+        return self._title
+
+    @property
+    def kept(self) -> bool:
+        """Whether the server, if it runs, is to outlive its users."""
+        return self._read_note().get("kept") == "yes"
 
     def find(self) -> ServerFacts | None:
         """The folder's server, or None if none runs; nothing is started.
@@ -212,13 +264,34 @@ class EmbeddedServer:
                 f"needed a folder on a local disk that we may write to; set SWARM_DATA_DIR to one, {OTHER_SERVER}"
             ) from error
 
+    def check_folder(self) -> None:
+        """See whether a server could be started on the data folder; nothing is made.
+
+        Raises:
+            ConfigurationError: it could not, and why.
+        """
+        with self._explained():
+            there = next(folder for folder in (self.data_dir, *self.data_dir.parents) if folder.exists())
+            if not os.access(there, os.R_OK | os.W_OK | os.X_OK) or not there.is_dir():
+                number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+                raise OSError(number, os.strerror(number), str(there))
+            if there == self.data_dir and not self._is_ours_to_close():
+                self._refuse_shared()
+
     def _make_folder(self) -> None:
         if not self.data_dir.is_dir():
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.data_dir.stat()
-        if found.st_uid == os.geteuid() and not any(self.data_dir.iterdir()):
+        if self._is_ours_to_close():
             self.data_dir.chmod(0o700)  # somebody made it for us, with the usual umask
-        elif found.st_mode & 0o022:  # and no chmod: it may be the user's home, or /tmp
+        else:  # and no chmod: it may be the user's home, or /tmp
+            self._refuse_shared()
+
+    def _is_ours_to_close(self) -> bool:
+        return self.data_dir.stat().st_uid == os.geteuid() and not any(self.data_dir.iterdir())
+
+    def _refuse_shared(self) -> None:
+        found = self.data_dir.stat()
+        if found.st_mode & 0o022:
             raise ConfigurationError(
                 f"data folder {self._title}: found a folder that others may write to "
                 f"(mode {stat.S_IMODE(found.st_mode):03o}), needed one of our own; "
@@ -296,7 +369,7 @@ class EmbeddedServer:
                 return None
             path = self._socket_path()
             _check_socket_folder(path.parent)
-            if facts := server_facts(path):
+            if facts := server_facts(path, self._answer_s):
                 return facts
             time.sleep(PAUSE_S)
         host = self._read_note().get("host", "an unknown host")
@@ -439,7 +512,7 @@ class EmbeddedServer:
 
     # -- stop -----------------------------------------------------------------------------------------------------
 
-    def _end(self, *, only_if_unused: bool) -> bool:
+    def _end(self, *, only_if_unused: bool = False, only_if_not_kept: bool = False) -> bool:
         with self._explained():
             if not self._file("server.lock").exists():
                 return False
@@ -447,6 +520,8 @@ class EmbeddedServer:
                 users = _open_lock(self._file("users.lock"))
                 try:
                     if (only_if_unused and not _try_lock(users)) or self._nobody_serves():
+                        return False
+                    if only_if_not_kept and self.kept:
                         return False
                     self._end_server(self._socket_path())
                 finally:
@@ -524,7 +599,7 @@ def bundled_binary() -> ServerBinary | None:
     return None
 
 
-def server_facts(path: Path) -> ServerFacts | None:
+def server_facts(path: Path, answer_s: float = ANSWER_S) -> ServerFacts | None:
     """What the server behind the socket says of itself, or None if nobody listens there.
 
     Raises:
@@ -532,7 +607,7 @@ def server_facts(path: Path) -> ServerFacts | None:
     """
     url = f"unix://{quote(os.fsencode(path))}"
     try:
-        with _client(path) as client:
+        with _client(path, answer_s) as client:
             info = client.info()
             # Not config_get: it takes every path for UTF-8.
             answer = client.execute_command("CONFIG", "GET", "dir")
@@ -555,9 +630,9 @@ def server_facts(path: Path) -> ServerFacts | None:
     )
 
 
-def _client(path: Path) -> Redis:
+def _client(path: Path, answer_s: float = ANSWER_S) -> Redis:
     # No retries: redis-py would repeat a question ten times that is asked again in a moment anyhow.
-    return Redis(unix_socket_path=str(path), socket_timeout=ANSWER_S, retry=Retry(NoBackoff(), 0))
+    return Redis(unix_socket_path=str(path), socket_timeout=answer_s, retry=Retry(NoBackoff(), 0))
 
 
 def _ask_to_end(path: Path) -> bool:

@@ -1,0 +1,75 @@
+"""``swarm audit``: does Redis hold what must always hold?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .render import WHOLE, BoardOption, Column, Output, OutputOption, cut, show, show_json, table
+from .session import finish, open_session
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from ..blackboard.audit import AuditReport
+
+__all__ = ["audit"]
+
+BREACHES = [
+    Column("board", lambda row: row["board"]),
+    Column("rule", lambda row: row["invariant"]),
+    Column("item", lambda row: row["item"] or "(board)", fold=True),
+    Column("what", lambda row: _whole(row["what"]), fold=True),
+]
+
+
+def _whole(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(cut(text, WHOLE))
+
+
+def audit(board: BoardOption = None, output: OutputOption = Output.TABLE) -> int:
+    """Check every invariant of one board, or of all; exit code 1 if one is broken.
+
+    Reads Redis and changes nothing; a swarm may be at work meanwhile.
+    """
+    reports = finish(_read(board))
+    match output:
+        case Output.TABLE:
+            _show(reports)
+        case Output.JSON:
+            show_json([report.as_dict() for report in reports])
+        case Output.JSONL:
+            for report in reports:
+                show_json(report.as_dict(), output)
+    return 0 if all(report.clean for report in reports) else 1
+
+
+async def _read(board: str | None) -> list[AuditReport]:
+    from ..blackboard.audit import audit as audit_board
+
+    async with open_session() as session:
+        names = await session.boards(board)
+        if not names:
+            raise session.no_boards()
+        return [await audit_board(session.store, session.settings.namespace, name) for name in names]
+
+
+def _show(reports: list[AuditReport]) -> None:
+    from rich.text import Text
+
+    for report in reports:
+        found = f"{len(report.breaches)} breaches" if report.breaches else "every invariant holds"
+        show(
+            Text(
+                f"{report.board}: {report.items} items, {report.events} events: {found}", "" if report.clean else "red"
+            )
+        )
+        for skipped in report.skipped:
+            show(Text(f"{report.board}: not compared: {skipped}", "yellow"))
+    rows = [
+        {"board": each["board"], **breach} for each in (r.as_dict() for r in reports) for breach in each["breaches"]
+    ]
+    if rows:
+        rows.sort(key=lambda row: (row["board"], row["invariant"], row["item"]))
+        show(Text(""), table(rows, BREACHES))

@@ -1,0 +1,117 @@
+"""What the tests share: boards on a real Redis, clocks moved by hand, and ``--mutant`` (see ``mutants.py``).
+
+Each board is audited when its test has ended: whatever a test did, Redis must hold what the invariants say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, job_board
+from swarm_infrastructure.blackboard.audit import audit
+from swarm_infrastructure.clock import ManualClock
+from swarm_infrastructure.store import Library, Store
+from swarm_infrastructure.testing import RedisServer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for examples/ and benchmarks/
+
+Connect = Callable[..., Awaitable[Store]]
+OpenBoard = Callable[..., Awaitable[Blackboard]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutant", metavar="NAME", help="run on a function library without this guard (see mutants.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "forges: the test forges what Redis holds, so the audit at its end is left out")
+
+
+@pytest.fixture(scope="session")
+def library(pytestconfig: pytest.Config) -> Library | None:
+    """The function library to test: the shipped one (None), or the mutant that was asked for."""
+    name = pytestconfig.getoption("--mutant")
+    if name is None:
+        return None
+    from mutants import mutant
+
+    return mutant(name)
+
+
+@pytest.fixture
+async def connect(library: Library | None) -> AsyncIterator[Connect]:
+    """Opens stores that are closed with the test: ``store = await connect(url)``."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(url: str, **options: Any) -> Store:
+            options = {"library": library, "replace_library": library is not None} | options
+            return await stack.enter_async_context(Store(url, **options))
+
+        yield connect
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer, connect: Connect) -> Store:
+    """A store on the session's server, which is empty."""
+    store = await connect(redis_server.url)
+    await store.command("FLUSHALL")
+    return store
+
+
+@pytest.fixture
+async def open_board(store: Store, request: pytest.FixtureRequest) -> AsyncIterator[OpenBoard]:
+    """Opens boards that are closed with the test, and audited: ``board = await open_board(job_board("jobs"))``."""
+    opened: list[Blackboard] = []
+    async with AsyncExitStack() as stack:
+
+        async def open_board(board: Board, *, on: Store | None = None, **options: Any) -> Blackboard:
+            options = {"namespace": "test"} | options
+            opened.append(await stack.enter_async_context(Blackboard(on or store, board, **options)))
+            return opened[-1]
+
+        yield open_board
+    if request.node.get_closest_marker("forges"):
+        return
+    for namespace, name in {(each.namespace, each.board.name) for each in opened if each.store is store}:
+        report = await audit(store, namespace, name)
+        assert report.clean, "\n".join(map(str, report.breaches))
+
+
+@pytest.fixture
+async def board(open_board: OpenBoard) -> Blackboard:
+    """A board with one work queue: waiting → active → done, leases of 30 s."""
+    return await open_board(job_board("jobs"))
+
+
+@pytest.fixture
+async def blackboard(open_board: OpenBoard) -> Blackboard:
+    """The news board."""
+    return await open_board(NEWS)
+
+
+def clock_of(blackboard: Blackboard) -> ManualClock:
+    """Moves the clock of one board."""
+
+    async def add_ms(ms: int) -> int:
+        return int(await blackboard.store.command("HINCRBY", blackboard.keys.rules, "clock_offset_ms", ms))
+
+    return ManualClock(add_ms)
+
+
+@pytest.fixture
+def clock(board: Blackboard) -> ManualClock:
+    """Moves the clock of ``board``."""
+    return clock_of(board)
+
+
+@pytest.fixture
+def news_clock(blackboard: Blackboard) -> ManualClock:
+    """Moves the clock of ``blackboard``."""
+    return clock_of(blackboard)

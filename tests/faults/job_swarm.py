@@ -1,0 +1,89 @@
+"""The swarm that the fault tests hurt: a script of its own, whose handlers do what an item's payload says.
+
+``{"do": "sleep", "s": 0.1}``     work for so long; ``"once_crashed_s"`` instead if its lease ended ``"crashes"`` times
+``{"do": "block", "s": 0.1}``     the same, and the whole process stands still meanwhile
+``{"do": "raise"}``               a handler that fails
+``{"do": "exit"}``                a handler that takes its process with it
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ledger import Ledger
+
+from swarm_infrastructure import BaseAgent, Board, Claims, Item, RetryPolicy, Section, Swarm, Work, job_board
+from swarm_infrastructure.agents import Outcome
+from swarm_infrastructure.blackboard.claims import ClaimDesk, Ending
+from swarm_infrastructure.errors import ClaimLostError
+
+# jobs outlive any number of killed workers; frail ones have the limits that a section has by default
+BOARD: Board = job_board("faults", "jobs", max_attempts=0, max_crashes=0).with_sections(
+    frail=Section(ready={"waiting": "active"}, resting=("done",), then={"active": "frail/done"})
+)
+BATCH = 4
+
+
+class Hand(BaseAgent):
+    """Does what it is told, and writes down that it did."""
+
+    claims = Claims("jobs", "frail", batch=BATCH)
+    retry = RetryPolicy(base_delay=0.05, max_delay=0.1)
+    ledger: Ledger
+
+    async def setup(self) -> None:
+        self.ledger.write("up", agent=self.agent_id, parent=os.getppid())
+
+    async def process(self, item: Item, work: Work) -> Outcome:
+        told, facts = item.payload, {"item": item.id, "token": work.claim.token, "agent": self.agent_id}
+        self.ledger.write("start", attempts=item.attempts, crashes=item.crashes, **facts)
+        seconds = told.get("s", 0.0)
+        if item.crashes and item.crashes >= told.get("crashes", 1):
+            seconds = told.get("once_crashed_s", seconds)
+        match told["do"]:
+            case "sleep":
+                await asyncio.sleep(seconds)
+            case "block":
+                time.sleep(seconds)  # noqa: ASYNC251 - that it blocks is the point
+            case "raise":
+                raise RuntimeError("told to fail")
+            case "exit":
+                os._exit(1)
+        self.ledger.write("end", **facts)
+        return work.done({"agent": self.agent_id})
+
+
+def record_endings(ledger: Ledger) -> None:
+    """Write down what the board answers when a claim ends."""
+    end = ClaimDesk.end
+
+    async def recorded(desk: ClaimDesk, ending: Ending) -> Any:
+        facts = {"item": ending.claim.item_id, "token": ending.claim.token, "agent": ending.claim.agent_id}
+        try:
+            kind, version = await end(desk, ending)
+        except ClaimLostError as error:
+            ledger.write("refused", why=error.why, asked=ending.kind, **facts)
+            raise
+        ledger.write("accepted", kind=kind, version=version, **facts)
+        return kind, version
+
+    ClaimDesk.end = recorded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--ledger", type=Path, required=True)
+    options = parser.parse_args()
+    Hand.ledger = Ledger(options.ledger)
+    record_endings(Hand.ledger)
+    Swarm([Hand], board=BOARD).run(processes=options.processes)
+
+
+if __name__ == "__main__":
+    main()
