@@ -59,7 +59,7 @@ def _show(reports: list[AuditReport]) -> None:
     from rich.text import Text
 
     for report in reports:
-        found = f"{len(report.breaches)} breaches" if report.breaches else "every invariant holds"
+        found = f"breaches: {len(report.breaches)}" if report.breaches else "every invariant holds"
         show(
             Text(
                 f"{report.board}: {report.items} items, {report.events} events: {found}", "" if report.clean else "red"

@@ -217,7 +217,10 @@ async def _boards(session: Session) -> AsyncIterator[Check]:
 
 async def _agents(session: Session) -> AsyncIterator[Check]:
     for name in await session.boards():
-        blackboard = await session.board(name)
+        try:
+            blackboard = await session.board(name)
+        except ConfigurationError:
+            continue  # `_boards` has said so
         known = await blackboard.agents.list()
         offline = [agent for agent in known if agent.status.value == "offline"]
         if offline:
