@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "forges: the test forges what Redis holds, so the audit at its end is left out")
+    config.addinivalue_line("markers", "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out")
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ async def open_board(store: Store, request: pytest.FixtureRequest) -> AsyncItera
             return opened[-1]
 
         yield open_board
-    if request.node.get_closest_marker("forges"):
+    if request.node.get_closest_marker("unaudited"):
         return
     for namespace, name in {(each.namespace, each.board.name) for each in opened if each.store is store}:
         report = await audit(store, namespace, name)

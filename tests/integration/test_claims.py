@@ -532,7 +532,7 @@ FORGERIES: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 @pytest.mark.parametrize("capabilities", [[], ["script"]], ids=["one lane", "two lanes"])
 @pytest.mark.parametrize("forgery", FORGERIES)
 async def test_a_forged_record_does_not_stop_others_from_being_claimed(
@@ -548,7 +548,7 @@ async def test_a_forged_record_does_not_stop_others_from_being_claimed(
     assert not (await board.get("better")).token == 0
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 @pytest.mark.parametrize("forgery", FORGERIES)
 async def test_a_forged_record_does_not_stop_other_leases_and_delays_from_ending(
     board: Blackboard, clock: ManualClock, forgery: str
@@ -566,7 +566,7 @@ async def test_a_forged_record_does_not_stop_other_leases_and_delays_from_ending
     assert {"good", "good_later"} <= set(ids(await board.claim("jobs", "w2", most=9)))
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 @pytest.mark.parametrize("text", [b"{torn", b"[]", b"7", b"\xff\xfe", b"", None], ids=repr)
 async def test_an_item_whose_payload_cannot_be_read_goes_to_quarantine_and_the_others_are_claimed(
     board: Blackboard, text: bytes | None
@@ -593,7 +593,7 @@ async def _stands_in(board: Blackboard, lane: str) -> bool:
     return lane in await board.queries.counts()
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 async def test_waiting_agents_survive_an_item_that_cannot_be_read(board: Blackboard) -> None:
     waiting = asyncio.create_task(board.claims.wait(a_request(board)))
     await given_item(board, "bad", delay_s=0.1)

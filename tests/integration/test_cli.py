@@ -596,21 +596,22 @@ def test_the_doctor_finds_nothing_wrong(seeded: Seeded) -> None:
 def test_the_doctor_sees_a_server_that_evicts_a_torn_board_and_a_foreign_library(tmp_path: Path) -> None:
     with RedisServer(options={"maxmemory-policy": "allkeys-lru"}) as server:
         swarm = CommandLine(tmp_path, REDIS_URL=server.url)
-        store = Store(server.url, retry_s=0)
 
-        async def spoil() -> None:
-            await store.command("HSET", "swarm:{default:torn}:board", "definition", "{", "digest", "0")
-            source = (
-                '#!lua name=swarm_v1\nredis.register_function{function_name="swarm_v1_digest", '
-                'callback=function() return "feedfacefeedface" end, flags={"no-writes"}}'
-            )
-            await store.command("FUNCTION", "LOAD", source)
+        async def send(*commands: Sequence[str]) -> None:
+            store = Store(server.url, retry_s=0)  # not entered: it would refuse this server
+            for words in commands:
+                await store.command(*words)
             await store.close()
 
-        asyncio.run(spoil())
+        source = (
+            '#!lua name=swarm_v1\nredis.register_function{function_name="swarm_v1_digest", '
+            'callback=function() return "feedfacefeedface" end, flags={"no-writes"}}'
+        )
+        board = ("HSET", "swarm:{default:torn}:board", "definition", "{", "digest", "0")
+        asyncio.run(send(board, ("FUNCTION", "LOAD", source)))
         answer = swarm("doctor", "-o", "json")
         refused = swarm("status")
-        asyncio.run(Store(server.url).command("CONFIG", "SET", "maxmemory-policy", "noeviction"))
+        asyncio.run(send(("CONFIG", "SET", "maxmemory-policy", "noeviction")))
         mismatch = swarm("status")
         upgraded, again, works = swarm("redis", "upgrade"), swarm("redis", "upgrade"), swarm("items", "list")
 
@@ -813,7 +814,7 @@ class Office:
     def __init__(self, folder: Path, url: str, namespace: str) -> None:
         self.folder, self._url, self._namespace = folder, url, namespace
         (folder / "crew.py").write_text(CREW)
-        self.swarm = CommandLine(folder, REDIS_URL=url, SWARM_ID=namespace)
+        self.swarm = CommandLine(folder, REDIS_URL=url, SWARM_ID=namespace, SWARM_SHUTDOWN_GRACE_S="4")
 
     def _do(self, work: Callable[[Blackboard], Awaitable[Any]]) -> Any:
         async def run() -> Any:

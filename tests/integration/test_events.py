@@ -176,7 +176,7 @@ async def test_an_empty_log_has_no_events(board: Blackboard) -> None:
     assert await board.events.last_id() == "0-0"
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 async def test_a_forged_entry_is_named_when_it_is_read(board: Blackboard) -> None:
     await board.store.command("XADD", board.keys.events, "*", "kind", "odd", "items", "a b c d e f")
 

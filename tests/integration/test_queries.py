@@ -213,7 +213,7 @@ async def test_stats_follow_every_kind_of_change(open_board: OpenBoard) -> None:
     assert await board.store.command("EXISTS", board.keys.counts) == 0
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 async def test_a_torn_item_hides_none_of_the_others(board: Blackboard) -> None:
     await given_items(board, *(f"i{n}" for n in range(1200)))
     await board.store.command("HSET", board.keys.items, "i0", "torn")

@@ -225,6 +225,7 @@ async def test_a_board_is_registered_once_and_another_of_its_name_is_refused(boa
     assert (await board.get("a")).status == "quarantined", "the new rules hold for everybody"
 
 
+@pytest.mark.unaudited
 async def test_a_board_is_not_replaced_while_items_stand_where_the_new_one_has_no_place(
     board: Blackboard, open_board: OpenBoard
 ) -> None:
@@ -245,6 +246,7 @@ async def test_a_board_is_not_replaced_while_items_stand_where_the_new_one_has_n
     await open_board(without, replace_board=True)
 
 
+@pytest.mark.unaudited
 async def test_a_board_is_not_replaced_while_claims_could_not_be_taken_back(board: Blackboard, open_board: OpenBoard) -> None:
     claimed = await given_claim(board, "a")
     renamed = Board(
@@ -359,20 +361,20 @@ async def test_a_counter_is_right_though_replies_get_lost_and_others_write(serve
     await given_item(boards[0], "a", payload={"n": 0})
 
     async def count(board: Blackboard) -> None:
-        for _ in range(25):
+        for _ in range(15):
             await board.update("jobs", "a", lambda payload: {"n": payload["n"] + 1})
 
     async def cut() -> None:
         while True:
             await cutter.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await asyncio.sleep(0.003)
+            await asyncio.sleep(0.01)
 
     cutting = asyncio.create_task(cut())
     await in_time(asyncio.gather(*(count(board) for board in boards for _ in range(2))), 30)
     cutting.cancel()
 
     item = await boards[0].get("a")
-    assert (item.payload, item.version) == ({"n": 150}, 151)
+    assert (item.payload, item.version) == ({"n": 90}, 91)
     assert sum(store.disruptions for store in stores) > 0
     for board in boards:
         await board.__aexit__(None, None, None)
@@ -419,6 +421,7 @@ async def test_a_disk_that_fails_is_no_fault_of_the_library(serve: Serve, connec
         for _ in range(200):
             await store.command("SET", "x", 2)
             await asyncio.sleep(0.01)
+    server.kill()  # it would not end by itself before it has saved
 
 
 async def test_a_thousand_calls_at_once_are_not_taken_for_an_outage(store: Store) -> None:

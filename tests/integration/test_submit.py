@@ -208,7 +208,7 @@ async def test_a_late_repeat_of_a_submit_is_told_of_its_acceptance_though_the_it
     assert (await board.get("a")).status == "done"
 
 
-@pytest.mark.forges
+@pytest.mark.unaudited
 async def test_an_item_is_never_put_over_a_torn_record(board: Blackboard) -> None:
     await given_item(board, "a")
     await board.store.command("HSET", board.keys.items, "a", "torn")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import BaseModel
@@ -33,9 +33,11 @@ class Priority:
     LOW = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One item, as it was when it was read."""
+class Item(NamedTuple):
+    """One item, as it was when it was read.
+
+    A tuple and not a dataclass, because one is made for each item of each claim, and a tuple takes a fifth of the time.
+    """
 
     id: str
     section: str
@@ -81,39 +83,27 @@ class Item:
 
     def facts(self) -> dict[str, Any]:
         """Everything known of the item, as JSON data."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return self._asdict()
 
 
 def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: bytes | None = None) -> Item:
     """The item that a record and a payload describe; `InvalidInputError` for a torn or forged one."""
     try:
         text = record.decode() if isinstance(record, bytes) else record
-        parts = text.split("|")
-        event_ms = int(parts[11].partition("-")[0] or 0)
+        (
+            section, status, requires, priority, version, seq, attempts, crashes, token, holder, origin, event,
+            created_ms, _request, _endings, content_hash,
+        ) = text.split("|")  # fmt: skip
+        event_ms = int(event.partition("-")[0] or 0)
         item = Item(
-            id=item_id,
-            section=parts[0],
-            status=parts[1],
-            requires=parts[2],
-            priority=int(parts[3]),
-            version=int(parts[4]),
-            seq=int(parts[5]),
-            attempts=int(parts[6]),
-            crashes=int(parts[7]),
-            token=int(parts[8] or 0),
-            holder=parts[9],
-            origin=parts[10],
-            event=parts[11],
-            created_ms=int(parts[12] or event_ms),
-            changed_ms=event_ms,
-            content_hash=parts[15],
-            payload=orjson.loads(payload) if payload is not None else {},
-            result=orjson.loads(result) if result else None,
-        )
-    except (ValueError, IndexError) as error:  # not UTF-8, not JSON, not a number, fields missing
+            item_id, section, status, requires, int(priority), int(version), int(attempts), int(crashes),
+            int(token or 0), holder, origin, int(seq), event, int(created_ms or event_ms), event_ms, content_hash,
+            orjson.loads(payload) if payload is not None else {}, orjson.loads(result) if result else None,
+        )  # fmt: skip
+    except ValueError as error:  # not UTF-8, not JSON, not a number, not 16 fields
         raise InvalidInputError(f"item {item_id!r}", found=record, needed="a record and JSON", step="see: swarm audit") from error
-    if len(parts) != 16 or not isinstance(item.payload, dict):
-        raise InvalidInputError(f"item {item_id!r}", found=record, needed="16 fields and an object", step="see: swarm audit")
+    if not isinstance(item.payload, dict):
+        raise InvalidInputError(f"item {item_id!r}", found=payload, needed="a JSON object", step="see: swarm audit")
     return item
 
 

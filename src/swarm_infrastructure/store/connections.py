@@ -116,7 +116,10 @@ class Store:
         replace_library: bool = False,
         random: chance.Random | None = None,
     ) -> None:
-        self.url, self.shown = url, without_password(url)
+        try:
+            self.url, self.shown = url, without_password(url)
+        except ValueError as error:
+            raise ConfigurationError("REDIS_URL: found no URL, needed redis://, rediss:// or unix://; correct it") from error
         self.timeout_s, self.retry_s = timeout_s, retry_s
         self.disruptions = 0  #: calls that had to be repeated because Redis did not answer
         self._library = library or shipped()
@@ -244,18 +247,18 @@ class Store:
             async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
                 rung = await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01))
                 return "" if rung is None else str(rung[0].decode())
-        except _FATAL as error:
-            raise self._explain("BLPOP", error) from error
         except (*_PASSING, TimeoutError) as error:
+            if _is_fatal(error):
+                raise self._explain("BLPOP", error) from error
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 
     async def _insist(self, send: Callable[[], Awaitable[Answer]], *, once: bool = False) -> Answer:
         try:
             return await send()  # the usual case, without the machinery below
-        except _FATAL as error:
-            raise self._explain("AUTH", error) from error
         except (*_PASSING, refused.ResponseError) as error:
+            if _is_fatal(error):
+                raise self._explain("AUTH", error) from error
             if not _is_passing(error):
                 raise
             self.disruptions += 1
@@ -273,9 +276,9 @@ class Store:
             async for attempt in retrying:
                 with attempt:
                     answer = await send()
-        except _FATAL as error:
-            raise self._explain("AUTH", error) from error
         except Exception as error:
+            if _is_fatal(error):
+                raise self._explain("AUTH", error) from error
             if _is_passing(error):
                 raise StoreUnavailableError(self.shown, _why(error)) from error
             raise
@@ -283,15 +286,15 @@ class Store:
 
     def _explain(self, what: str, error: Exception) -> Exception:
         text = str(error)
-        if isinstance(error, _FATAL) or text.startswith(("NOAUTH", "WRONGPASS", "invalid username-password")):
+        if _is_fatal(error):
             return ServerUnfitError(
                 self.shown, found=text, needed="a user and password it knows", step="set REDIS_PASSWORD or REDIS_URL"
             )
-        if "OOM " in text or text.startswith("OOM"):
+        if isinstance(error, refused.OutOfMemoryError):
             return SectionFullError(
                 "(all)", found="Redis at its maxmemory", needed="free memory; completions still work meanwhile"
             )
-        if "NOPERM" in text:
+        if isinstance(error, refused.NoPermissionError):
             return ServerUnfitError(self.shown, found=text, needed="the rights of a worker", step="see redis/users.acl")
         if "unknown command" in text.lower() and "fcall" in text.lower():
             return ServerUnfitError(
@@ -374,8 +377,13 @@ class Store:
             raise self._explain("FUNCTION LOAD", error) from error
 
 
+def _is_fatal(error: BaseException | None) -> bool:
+    """Whether it is about who we are. While it connects, redis-py wraps such an error in a plain ConnectionError."""
+    return isinstance(error, _FATAL) or (error is not None and _is_fatal(error.__cause__))
+
+
 def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, _FATAL):
+    if _is_fatal(error):
         return False
     if isinstance(error, _PASSING):
         return True
