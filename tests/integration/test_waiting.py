@@ -320,7 +320,7 @@ async def test_a_waiter_cancelled_in_the_moment_of_its_answer_hands_everything_b
 
 async def _queues(board: Blackboard) -> list[Any]:
     await asyncio.sleep(0)
-    return list(board.claims._queues.values())
+    return list(board.claims._room._queues.values())
 
 
 async def _dealt(queue: Any) -> bool:

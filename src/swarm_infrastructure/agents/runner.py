@@ -113,7 +113,7 @@ class Runner:
             return
         everything = asyncio.ensure_future(asyncio.wait(tasks))
         hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
-        await asyncio.wait({everything, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+        await asyncio.wait({everything, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         for waiting in (everything, hurried):
             waiting.cancel()
         for task in tasks:

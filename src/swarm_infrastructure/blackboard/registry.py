@@ -140,9 +140,9 @@ class AgentRegistry:
         last = {agent.decode(): int(ms) for agent, ms in _pairs(beats)}
         shut = {name.decode(): why.decode() for name, why in _pairs(gates)}
         endings = {name.decode(): int(n) for name, n in _pairs(tallies)}
-        held: dict[str, list[str]] = {}
+        held: dict[str, tuple[str, ...]] = {}
         for item in await self._claimed():
-            held.setdefault(item.holder, []).append(item.id)
+            held[item.holder] = (*held.get(item.holder, ()), item.id)
         states = []
         for name, text in _pairs(agents):
             agent_id, facts = name.decode(), orjson.loads(text)
@@ -157,12 +157,12 @@ class AgentRegistry:
         last: dict[str, int],
         shut: dict[str, str],
         endings: dict[str, int],
-        held: dict[str, list[str]],
+        held: dict[str, tuple[str, ...]],
     ) -> AgentState:
         role = str(facts.pop("role", ""))
         status = AgentStatus(facts.pop("status", AgentStatus.IDLE))
         gate = shut.get(f"agent:{agent_id}") or shut.get(f"role:{role}") or shut.get("*") or ""
-        items = tuple(held.get(agent_id, ()))
+        items = held.get(agent_id, ())
         if age_ms > self._dead_after_s * 1000:
             status = AgentStatus.OFFLINE
         elif gate:

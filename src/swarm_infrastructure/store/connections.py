@@ -245,7 +245,7 @@ class Store:
         """
         try:
             async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
-                rung = await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01))
+                rung: Any = await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01))
                 return "" if rung is None else str(rung[0].decode())
         except (*_PASSING, TimeoutError) as error:
             if _is_fatal(error):

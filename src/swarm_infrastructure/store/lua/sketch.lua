@@ -7,6 +7,7 @@ local BAND_IDS = 32 -- a band that this many texts share says nothing any more
 
 local function sketch(keys, argv)
   local id = argv[1]
+  if #argv == 1 then return {} end -- guard: sketch_empty
   local place = tonumber(redis.call('HGET', keys[2], id) or 0)
   local laid = place > 0
   if not laid then
