@@ -33,7 +33,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from swarm_infrastructure import BaseAgent, Blackboard, Claims, Item, Outcome, Settings, Submission, Swarm, Work, job_board
+from swarm_infrastructure import (
+    BaseAgent,
+    Blackboard,
+    Claims,
+    Item,
+    Outcome,
+    Settings,
+    Submission,
+    Swarm,
+    Work,
+    job_board,
+)
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer, available_servers
 
@@ -95,7 +106,10 @@ class Bench:
         started = time.perf_counter()
         for start in range(0, n, 5000):
             await self.board.submit(
-                *(Submission(id=f"i{first + i:08d}", section="jobs", payload=PAYLOAD) for i in range(start, min(start + 5000, n)))
+                *(
+                    Submission(id=f"i{first + i:08d}", section="jobs", payload=PAYLOAD)
+                    for i in range(start, min(start + 5000, n))
+                )
             )
         return n / (time.perf_counter() - started)
 
@@ -193,7 +207,9 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of each figure over the repetitions."""
     first = rows[0]
     return {
-        name: medians([row[name] for row in rows]) if isinstance(value, dict) else statistics.median(row[name] for row in rows)
+        name: medians([row[name] for row in rows])
+        if isinstance(value, dict)
+        else statistics.median(row[name] for row in rows)
         for name, value in first.items()
     }
 
@@ -212,11 +228,17 @@ def show(middle: dict[str, Any], backlogs: list[int]) -> None:
         told = middle[name]
         table.add_row(title, f"{told['per_s']:,.0f}", f"{told['redis_us']:.1f}", f"{told['worker_us']:.1f}")
     last = middle[f"behind_{backlogs[-1]}"]
-    table.add_row(f"cost at {backlogs[-1]:,} ÷ at {backlogs[0]:,}", f"{base['per_s'] / last['per_s']:.2f}", f"{last['redis_us'] / base['redis_us']:.2f}")
+    table.add_row(
+        f"cost at {backlogs[-1]:,} ÷ at {backlogs[0]:,}",
+        f"{base['per_s'] / last['per_s']:.2f}",
+        f"{last['redis_us'] / base['redis_us']:.2f}",
+    )
     table.add_row("enqueue/s, one at a time", f"{middle['enqueue_one_per_s']:,.0f}")
     table.add_row("enqueue/s, batches of 500", f"{middle['enqueue_batch_per_s']:,.0f}")
     lat = middle["latency"]
-    table.add_row("submit → start, µs p50 / p95 / p99", f"{lat['p50_us']:,.0f} / {lat['p95_us']:,.0f} / {lat['p99_us']:,.0f}")
+    table.add_row(
+        "submit → start, µs p50 / p95 / p99", f"{lat['p50_us']:,.0f} / {lat['p95_us']:,.0f} / {lat['p99_us']:,.0f}"
+    )
     table.add_row("bytes per waiting item", f"{middle['bytes_waiting']:,.0f}")
     table.add_row("bytes per completed item", f"{middle['bytes_completed']:,.0f}")
     Console().print(table)
@@ -225,7 +247,9 @@ def show(middle: dict[str, Any], backlogs: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the runtime.")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--kind", choices=("redis", "valkey"), default="redis" if "redis" in available_servers() else "valkey")
+    parser.add_argument(
+        "--kind", choices=("redis", "valkey"), default="redis" if "redis" in available_servers() else "valkey"
+    )
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "bench.json")
     parser.add_argument("--quick", action="store_true", help="a small backlog and few samples: does it run?")
@@ -240,11 +264,18 @@ def main() -> None:
         print(f"repetition {rep + 1} of {options.reps}", file=sys.stderr, flush=True)
         rows.append(asyncio.run(measure(options.kind, backlogs=backlogs, cycles=cycles, samples=samples)))
     middle = medians(rows)
-    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform(), "server": options.kind}
+    machine = {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "server": options.kind,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": machine, "medians": middle, "repetitions": rows}, indent=2) + "\n")
     show(middle, backlogs)
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB", file=sys.stderr)
+    print(
+        f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out")
+    config.addinivalue_line(
+        "markers",
+        "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out",
+    )
 
 
 @pytest.fixture(scope="session")

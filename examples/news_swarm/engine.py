@@ -237,8 +237,9 @@ _BOILERPLATE = re.compile(
 )
 _ANAPHOR = re.compile(
     r"[\"'“‘„]?(?:he|she|it|they|this|that|these|those|his|her|their|its|but|and|so|however|also|meanwhile|instead|then"
-    r"|there|such|both|another|since then|until then|without (?:it|them)|(?:in )?one of them|the (?:same|latter|former)|er|sie|es|dies|diese|dieser|dieses|aber|doch|und|auch|zudem|dabei|damit|dort|außerdem"
-    r"|allerdings|trotzdem|deshalb)\b",
+    r"|there|such|both|another|since then|until then|without (?:it|them)|(?:in )?one of them|the (?:same|latter|former)"
+    r"|er|sie|es|dies|diese|dieser|dieses|aber|doch|und|auch|zudem|dabei|damit|dort|außerdem|allerdings|trotzdem"
+    r"|deshalb)\b",
     re.IGNORECASE,
 )
 _VERBS_EN = _set(

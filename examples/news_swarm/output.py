@@ -94,7 +94,8 @@ def _source(item: Item, similarity: Any) -> dict[str, Any]:
 def _script_text(item: Item) -> str:
     script = item.payload["script"]
     lines = "\n\n".join(_plain(line["text"]) for line in script["lines"])
-    return f"# {_plain(script['headline'])}\n\n{lines}\n\n---\n{script['words']} words, {script['duration_s']:.0f} s. {ENGINE_NOTE}\n"
+    told = f"{script['words']} words, {script['duration_s']:.0f} s. {ENGINE_NOTE}"
+    return f"# {_plain(script['headline'])}\n\n{lines}\n\n---\n{told}\n"
 
 
 def _plain(text: str) -> str:

@@ -305,29 +305,30 @@ def _xml_entries(
             raise _no_feed(shown, "an HTML page", "give the address of its feed, often /feed or /rss")
         raise _no_feed(shown, f"XML that is no feed ({problem})" if problem else "XML that is no feed")
 
-    outlet = _plain(parsed.feed.get("title", "")) or default
+    outlet = _plain(parsed.feed.get("title")) or default
     entries = [_xml_entry(ordinal, entry, outlet) for ordinal, entry in enumerate(parsed.entries, start=1)]
     return entries, f"the XML is broken, read as far as possible: {problem}" if broken else ""
 
 
 def _xml_entry(ordinal: int, entry: Any, outlet: str) -> Article | Malformed:
-    bodies = [str(part.get("value", "")) for part in entry.get("content", [])]
-    texts = [_plain(text, lines=True) for text in (*bodies, entry.get("summary", ""))]
-    when = entry.get("published_parsed") or entry.get("updated_parsed")
+    # Any field may be there and None. Asking for "updated" without looking first gets "published", and a warning.
+    bodies = [part.get("value") for part in entry.get("content") or []]
+    texts = [_plain(text, lines=True) for text in (*bodies, entry.get("summary"))]
+    when = entry.get("published_parsed") or (entry["updated_parsed"] if "updated_parsed" in entry else None)
     try:
         published_at = _utc(datetime.fromtimestamp(calendar.timegm(when), UTC)) if when else ""
     except (ValueError, OverflowError, OSError):  # a date no calendar has
         published_at = ""
-    tags = (_plain(str(tag.get("term") or tag.get("label") or "")) for tag in entry.get("tags", []))
+    tags = (_plain(tag.get("term") or tag.get("label")) for tag in entry.get("tags") or [])
     return _article(
         ordinal,
-        title=_plain(entry.get("title", "")),
+        title=_plain(entry.get("title")),
         content=max(texts, key=len),  # the teaser repeats the text where there is one
-        source=_plain(entry.get("source", {}).get("title", "")) or outlet,
-        url=_link(entry.get("link", "")),
+        source=_plain((entry.get("source") or {}).get("title")) or outlet,
+        url=_link(entry.get("link") or ""),
         published_at=published_at,
         topics=tuple(dict.fromkeys(tag for tag in tags if tag)),
-        guid=_plain(entry.get("id", "")),
+        guid=_plain(entry.get("id")),
     )
 
 
@@ -335,8 +336,10 @@ def _xml_entry(ordinal: int, entry: Any, outlet: str) -> Article | Malformed:
 
 
 def _json_entries(body: bytes, shown: str, default: str) -> tuple[list[Article | Malformed], str]:
+    encoding = json.detect_encoding(body)
     # Bytes that are no UTF-8 survive as lone surrogates, so that one bad line can be told from the good ones.
-    text = body.decode(json.detect_encoding(body), errors="surrogateescape").removeprefix("\ufeff")
+    text = body.decode(encoding, errors="surrogateescape" if encoding.startswith("utf-8") else "replace")
+    text = text.removeprefix("\ufeff")
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -488,7 +491,7 @@ class _Text(HTMLParser):
 
 def _plain(text: object, *, lines: bool = False) -> str:
     """*text* without markup, entities, control characters and surplus space; one line unless *lines*."""
-    raw = str(text)
+    raw = "" if text is None else str(text)
     if "<" in raw and _TAG.search(raw):
         parser = _Text()
         try:

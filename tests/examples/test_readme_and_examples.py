@@ -66,7 +66,7 @@ def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second
     for folder in folders:
         story = json.loads((folder / "story.json").read_text())
         assert story["sources"][0]["outlet"]
-        assert [event["kind"] for event in story["history"]][0] == "submitted"
+        assert story["history"][0]["kind"] == "submitted"
         assert story["history"][-1]["to"] == "published/published/"
         text = (folder / "script.md").read_text()
         assert text.startswith("# ")
@@ -92,7 +92,14 @@ def shared(name: str) -> Path:
 @pytest.mark.parametrize("name", ["newsapi_articles.json", "feeds"])
 def test_real_articles_are_all_accounted_for(name: str, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
-    words = ("examples/news_swarm/main.py", str(shared(name)), "--out", str(tmp_path / "out"), "--summary", str(summary))
+    words = (
+        "examples/news_swarm/main.py",
+        str(shared(name)),
+        "--out",
+        str(tmp_path / "out"),
+        "--summary",
+        str(summary),
+    )
     done = run(*words, "--processes", "2", cwd=ROOT, data=tmp_path / "data")
     assert done.returncode == 0, done.stderr
     told = json.loads(summary.read_text())
@@ -116,8 +123,12 @@ def test_bad_input_is_named_and_good_input_is_still_read(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.xml").write_text("<html>this is no feed")
-    text = "The new ferry made its first crossing on Monday. It carried two hundred people to the island and back again."
-    (tmp_path / "good.jsonl").write_text(json.dumps({"title": "Ferry sails", "content": text, "source": {"name": "Quay"}}))
+    text = (
+        "The new ferry made its first crossing on Monday. It carried two hundred people to the island and back again."
+    )
+    (tmp_path / "good.jsonl").write_text(
+        json.dumps({"title": "Ferry sails", "content": text, "source": {"name": "Quay"}})
+    )
     done = run(
         str(ROOT / "examples/news_swarm/main.py"), *inputs, "--out", "out", cwd=tmp_path, data=tmp_path / "data"
     )  # fmt: skip

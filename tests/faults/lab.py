@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import json
-import os
-import signal
-import statistics
-import subprocess
-import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from random import Random
-from types import TracebackType
-from typing import Any, Self
-
-from job_swarm import BOARD
-from ledger import Ledger
-
-from swarm_infrastructure.blackboard import Blackboard, Board, Claimed, ClaimRequest, Event, Submission
-from swarm_infrastructure.blackboard.audit import audit
-from swarm_infrastructure.store import Store
-from swarm_infrastructure.testing import RedisServer
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -37,7 +18,11 @@ OPEN: Any = object()
 
 
 async def until[Found](
-    condition: Callable[[], Found | Awaitable[Found]], what: str, *, within_s: float = PATIENCE_S, every_s: float = 0.005
+    condition: Callable[[], Found | Awaitable[Found]],
+    what: str,
+    *,
+    within_s: float = PATIENCE_S,
+    every_s: float = 0.005,
 ) -> Found:
     """The first answer of *condition* that is true."""
     gives_up_at = time.monotonic() + within_s

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
 import pytest
+from examples.agent_implementation import MyAgent
 from pydantic import BaseModel
 
-from examples.agent_implementation import MyAgent
 from swarm_infrastructure import (
     NEWS,
     BaseAgent,
@@ -94,7 +94,9 @@ async def test_the_product_documents_agent_runs_as_it_is_written_there(redis_ser
     async with SwarmInfrastructure(NEWS, settings_for(redis_server)) as swarm:
         board = swarm.blackboard
         news = NewsItem(id="news_001", title="Breaking News", content="Content here...", source="NewsSource")
-        await board.write(section=BlackboardSection.RAW_FEED, item_id=news.id, data=news.to_dict(), check_duplicate=True)
+        await board.write(
+            section=BlackboardSection.RAW_FEED, item_id=news.id, data=news.to_dict(), check_duplicate=True
+        )
         agent = MyAgent("my_agent_1", swarm)
         await agent.start()
 
@@ -171,7 +173,9 @@ class Order(BaseModel):
     amount: int
 
 
-async def test_a_payload_that_is_not_what_the_handler_takes_goes_to_quarantine_at_once(swarm: SwarmInfrastructure) -> None:
+async def test_a_payload_that_is_not_what_the_handler_takes_goes_to_quarantine_at_once(
+    swarm: SwarmInfrastructure,
+) -> None:
     class Orders(BaseAgent):
         claims = Claims("jobs", batch=2)
 
@@ -192,7 +196,9 @@ async def test_a_payload_that_is_not_what_the_handler_takes_goes_to_quarantine_a
     assert "Order" in error["error"]
 
 
-async def test_an_outcome_that_the_board_refuses_is_a_failed_attempt_and_not_a_lost_item(swarm: SwarmInfrastructure) -> None:
+async def test_an_outcome_that_the_board_refuses_is_a_failed_attempt_and_not_a_lost_item(
+    swarm: SwarmInfrastructure,
+) -> None:
     class Wrong(BaseAgent):
         claims = Claims("jobs")
         retry = RetryPolicy(base_delay=60, max_delay=60)
@@ -262,7 +268,9 @@ async def test_a_worker_finishes_what_is_in_hand_when_it_is_told_to_stop(swarm: 
     assert await status_of(swarm, "b") == "waiting"  # no new claim after it was told
 
 
-async def test_a_claim_that_is_taken_away_stops_its_handler_and_nothing_it_says_counts(swarm: SwarmInfrastructure) -> None:
+async def test_a_claim_that_is_taken_away_stops_its_handler_and_nothing_it_says_counts(
+    swarm: SwarmInfrastructure,
+) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     class Stubborn(BaseAgent):

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Connect, OpenBoard
 from given import Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot
 
+from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
@@ -25,7 +25,9 @@ from swarm_infrastructure.errors import (
 DESKS = Board(
     name="desks",
     sections={
-        "inbox": Section(ready={"new": "reading", "again": "reading"}, resting=("parked",), retry="again", entry="parked"),
+        "inbox": Section(
+            ready={"new": "reading", "again": "reading"}, resting=("parked",), retry="again", entry="parked"
+        ),
         "outbox": Section(ready={"ready": "sending"}, resting=("sent",), max_payload_bytes=200),
         "shelf": Section(resting=("kept",)),
     },
@@ -54,7 +56,10 @@ async def desks(open_board: OpenBoard) -> Blackboard:
 async def test_an_update_is_merged_into_the_payload_and_raises_the_version_by_one(board: Blackboard) -> None:
     await given_item(board, "a", payload={"keep": [], "change": 1, "drop": 2})
 
-    assert await board.update("jobs", "a", {"change": {"x": []}, "drop": None, "add": 2**53}, agent="ann", reason="r") is True
+    assert (
+        await board.update("jobs", "a", {"change": {"x": []}, "drop": None, "add": 2**53}, agent="ann", reason="r")
+        is True
+    )
 
     item = await board.get("a")
     assert (item.version, item.status) == (2, "waiting")
@@ -94,7 +99,9 @@ async def test_fifty_simultaneous_updates_all_land(board: Blackboard, open_board
     assert (item.payload, item.version) == ({"n": 50}, 51)
 
 
-async def test_updates_whose_replies_get_lost_are_applied_once_though_others_write_in_between(board: Blackboard) -> None:
+async def test_updates_whose_replies_get_lost_are_applied_once_though_others_write_in_between(
+    board: Blackboard,
+) -> None:
     await given_item(board, "a", payload={"n": 0})
     tape = Tape(board.store)
     await board.update("jobs", "a", lambda payload: {"n": payload["n"] + 1})
@@ -152,12 +159,14 @@ async def test_a_priority_that_is_none_is_refused(board: Blackboard, priority: A
     assert await snapshot(board.store) == before
 
 
-@pytest.mark.parametrize("patch", [{"x": float("nan")}, {"x": {1}}, {"x": "\ud800"}, {1: 2}, lambda _p: [1]], ids=repr)
+@pytest.mark.parametrize(
+    "patch", [{"x": float("nan")}, {"x": {1}}, {"x": "\ud800"}, {1: 2}, [1], len]
+)
 async def test_an_update_that_leaves_no_json_object_is_refused(board: Blackboard, patch: Any) -> None:
     await given_item(board, "a")
     before = await snapshot(board.store)
 
-    with pytest.raises((InvalidInputError, TypeError)):
+    with pytest.raises(InvalidInputError):
         await board.update("jobs", "a", patch)
 
     assert await snapshot(board.store) == before
@@ -206,7 +215,9 @@ async def test_a_holder_can_update_what_it_holds_and_keeps_its_claim(board: Blac
     assert (await board.get("a")).payload == {"title": "story a", "x": 1, "y": 2}
 
 
-async def test_an_item_that_another_holds_is_not_updated(board: Blackboard, open_board: OpenBoard, connect: Connect) -> None:
+async def test_an_item_that_another_holds_is_not_updated(
+    board: Blackboard, open_board: OpenBoard, connect: Connect
+) -> None:
     elsewhere = await open_board(board.board, on=await connect(board.store.url))
     claimed = await given_claim(board, "a", "worker_1")
     board.leases.keep(claimed.claim)
@@ -281,7 +292,13 @@ async def test_a_move_that_the_board_does_not_allow_changes_nothing(desks: Black
     await given_item(desks, "a", "inbox")
     before = await snapshot(desks.store)
 
-    for section, status in (("shelf", None), ("outbox", "sent"), ("outbox", "sending"), ("inbox", "again"), ("inbox", "parked")):
+    for section, status in (
+        ("shelf", None),
+        ("outbox", "sent"),
+        ("outbox", "sending"),
+        ("inbox", "again"),
+        ("inbox", "parked"),
+    ):
         with pytest.raises(WrongStatusError):
             await desks.move("a", "inbox", section, status=status)
     with pytest.raises(ItemNotFoundError):
@@ -559,7 +576,9 @@ async def test_redis_refuses_what_a_careless_client_would_change(
 
 
 @pytest.mark.parametrize("to", ["inbox/parked/", "inbox/reading/", "outbox/ready/"])
-async def test_redis_releases_only_to_where_the_item_can_be_claimed_in_its_own_section(desks: Blackboard, to: str) -> None:
+async def test_redis_releases_only_to_where_the_item_can_be_claimed_in_its_own_section(
+    desks: Blackboard, to: str
+) -> None:
     await given_item(desks, "a", "inbox", status="new")
     await desks.fail((await given_claim(desks, "a")).claim, "hopeless", give_up=True)
     tape = Tape(desks.store)
@@ -604,7 +623,9 @@ async def test_an_answer_that_this_version_does_not_know_is_a_mismatch(board: Bl
     original = board.store.call
 
     async def call(function: str, *args: Any, **options: Any) -> Any:
-        return [b"perhaps"] if function in ("change_item", "delete_item") else await original(function, *args, **options)
+        return (
+            [b"perhaps"] if function in ("change_item", "delete_item") else await original(function, *args, **options)
+        )
 
     board.store.call = call  # type: ignore[method-assign]
     with pytest.raises(LibraryMismatchError):

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import OpenBoard
 from given import Tape, a_request, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot, until
 
+from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Claimed, ClaimRequest, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
@@ -30,7 +30,9 @@ def ids(claimed: list[Claimed] | str) -> list[str]:
 # --- what a claim gives -----------------------------------------------------------------------------------------------
 
 
-async def test_a_claim_gives_the_item_its_payload_and_a_lease_on_redis_clock(board: Blackboard, clock: ManualClock) -> None:
+async def test_a_claim_gives_the_item_its_payload_and_a_lease_on_redis_clock(
+    board: Blackboard, clock: ManualClock
+) -> None:
     await given_item(board, "a", payload={"title": "T", "tags": []})
     await clock.advance(s=1000)
     seconds, us = await board.store.command("TIME")
@@ -162,7 +164,9 @@ async def test_a_hundred_simultaneous_claimers_of_one_item_have_one_winner(
     assert [len(await board.history(item_id)) for item_id in ("by_name", "by_order")] == [2, 2]
 
 
-async def test_many_claimers_of_many_items_get_each_item_once(board: Blackboard, open_board: OpenBoard, connect: Any) -> None:
+async def test_many_claimers_of_many_items_get_each_item_once(
+    board: Blackboard, open_board: OpenBoard, connect: Any
+) -> None:
     boards = [board, *[await open_board(board.board, on=await connect(board.store.url)) for _ in range(3)]]
     names = [f"i{n:03}" for n in range(300)]
     await given_items(board, *names)
@@ -490,7 +494,9 @@ async def test_redis_refuses_a_quarantine_that_is_not_the_lanes_own(
     ],
     ids=str,
 )  # fmt: skip
-async def test_a_claim_with_bad_input_is_refused_before_anything_happens(board: Blackboard, bad: dict[str, Any]) -> None:
+async def test_a_claim_with_bad_input_is_refused_before_anything_happens(
+    board: Blackboard, bad: dict[str, Any]
+) -> None:
     await given_item(board, "a")
     before = await snapshot(board.store)
     facts = {"agent_id": "w", "role": ""} | bad
@@ -510,7 +516,7 @@ async def test_a_claim_with_bad_input_is_refused_before_anything_happens(board: 
 
 async def forge(board: Blackboard, item_id: str, **fields: str) -> None:
     """Change fields of an item's record behind the functions' back."""
-    names = "section status requires priority version seq attempts crashes token holder origin event".split()
+    names = ["section", "status", "requires", "priority", "version", "seq", "attempts", "crashes", "token", "holder", "origin", "event"]
     parts = (await board.store.command("HGET", board.keys.items, item_id)).decode().split("|")
     for name, value in fields.items():
         parts[names.index(name)] = value

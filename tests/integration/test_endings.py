@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 import pytest
-from conftest import OpenBoard
 from given import Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
+from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Claim, Section, Submission, job_board
 from swarm_infrastructure.blackboard.claims import Ending
 from swarm_infrastructure.clock import ManualClock
@@ -64,7 +64,9 @@ async def counters(board: Blackboard, item_id: str = "a") -> tuple[str, int, int
 # --- complete ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_completed_item_goes_where_its_section_leads_and_is_ready_for_the_next_role(pipeline: Blackboard) -> None:
+async def test_a_completed_item_goes_where_its_section_leads_and_is_ready_for_the_next_role(
+    pipeline: Blackboard,
+) -> None:
     claimed = await given_claim(pipeline, "a")
 
     version = await pipeline.complete(claimed.claim, result={"score": [1, []]}, reason="fine")
@@ -81,7 +83,9 @@ async def test_a_completed_item_goes_where_its_section_leads_and_is_ready_for_th
     assert (event.agent, event.token, event.reason) == ("worker_1", claimed.claim.token, "fine")
 
 
-async def test_a_completed_item_goes_where_the_agent_says_and_asks_for_the_capability_it_names(pipeline: Blackboard) -> None:
+async def test_a_completed_item_goes_where_the_agent_says_and_asks_for_the_capability_it_names(
+    pipeline: Blackboard,
+) -> None:
     await pipeline.complete((await given_claim(pipeline, "a")).claim, "check/ready", requires="law")
     await pipeline.complete((await given_claim(pipeline, "b")).claim, "draft/dropped")
 
@@ -137,7 +141,9 @@ async def test_a_full_section_still_takes_what_is_completed_into_it(pipeline: Bl
     assert (await pipeline.get_section_stats("check"))["total"] == 3
 
 
-async def test_a_step_that_the_board_does_not_allow_changes_nothing_and_the_claim_still_holds(pipeline: Blackboard) -> None:
+async def test_a_step_that_the_board_does_not_allow_changes_nothing_and_the_claim_still_holds(
+    pipeline: Blackboard,
+) -> None:
     claimed = await given_claim(pipeline, "a")
     before = await snapshot(pipeline.store)
 
@@ -152,7 +158,11 @@ async def test_a_step_that_the_board_does_not_allow_changes_nothing_and_the_clai
 async def test_a_place_that_the_board_does_not_have_is_refused(pipeline: Blackboard) -> None:
     claimed = await given_claim(pipeline, "a")
 
-    for place, error in (("draft/nothing", InvalidInputError), ("nowhere/new", UnknownSectionError), ("draft", InvalidInputError)):
+    for place, error in (
+        ("draft/nothing", InvalidInputError),
+        ("nowhere/new", UnknownSectionError),
+        ("draft", InvalidInputError),
+    ):
         with pytest.raises(error):
             await pipeline.complete(claimed.claim, place)
     with pytest.raises(InvalidInputError):
@@ -171,7 +181,9 @@ async def test_where_a_section_leads_nowhere_the_agent_has_to_say_where(pipeline
     await pipeline.complete(claimed.claim, "check/good")
 
 
-@pytest.mark.parametrize("bad", [{"patch": {"x": float("nan")}}, {"result": {1, 2}}, {"result": {"x": float("inf")}}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"patch": {"x": float("nan")}}, {"result": {1, 2}}, {"result": {"x": float("inf")}}], ids=str
+)
 async def test_a_result_or_patch_that_is_not_json_changes_nothing(board: Blackboard, bad: dict[str, Any]) -> None:
     claimed = await given_claim(board, "a")
     before = await snapshot(board.store)
@@ -307,7 +319,9 @@ async def test_a_long_error_is_cut_and_the_oldest_go_when_there_are_too_many(ope
     assert await board.store.command("HSTRLEN", board.keys.errors, "a") <= 20480
 
 
-@pytest.mark.parametrize("text", ["", "lone \ud800 surrogate", "line\nbreak\r\n\0", '"quoted" {json}', "🧨" * 5000, "a|b,c d"])
+@pytest.mark.parametrize(
+    "text", ["", "lone \ud800 surrogate", "line\nbreak\r\n\0", '"quoted" {json}', "🧨" * 5000, "a|b,c d"]
+)
 async def test_any_text_can_be_an_error(board: Blackboard, text: str) -> None:
     claimed = await given_claim(board, "a")
 
@@ -364,7 +378,9 @@ async def test_crashes_failures_and_hand_backs_are_counted_apart(pipeline: Black
 
 
 @each_ending
-async def test_an_ending_after_the_lease_is_refused_and_changes_nothing(board: Blackboard, clock: ManualClock, end: Do) -> None:
+async def test_an_ending_after_the_lease_is_refused_and_changes_nothing(
+    board: Blackboard, clock: ManualClock, end: Do
+) -> None:
     claimed = await given_claim(board, "a")
     await clock.advance(s=30)
     before = await snapshot(board.store)
@@ -392,7 +408,9 @@ async def test_an_ending_by_one_whose_item_somebody_else_holds_is_refused(
 
 
 @each_ending
-async def test_an_ending_by_one_whose_item_was_taken_back_is_refused(board: Blackboard, clock: ManualClock, end: Do) -> None:
+async def test_an_ending_by_one_whose_item_was_taken_back_is_refused(
+    board: Blackboard, clock: ManualClock, end: Do
+) -> None:
     claimed = await given_claim(board, "a")
     await clock.advance(s=31)
     await board.claims.reap(["jobs/waiting/"])
@@ -495,7 +513,9 @@ async def test_a_claim_on_an_item_that_is_not_there_is_lost(board: Blackboard) -
 
 
 @pytest.mark.parametrize("lane", ["draft/again/", "draft/new/law", "check/ready/"])
-async def test_a_claim_is_ended_from_the_lane_it_was_claimed_from_and_from_no_other(pipeline: Blackboard, lane: str) -> None:
+async def test_a_claim_is_ended_from_the_lane_it_was_claimed_from_and_from_no_other(
+    pipeline: Blackboard, lane: str
+) -> None:
     claimed = await given_claim(pipeline, "a")
     await pipeline.claims.renew([claimed.claim])
     await pipeline.store.command("ZADD", pipeline.keys.lane(lane).timed, claimed.claim.ends_at_ms + 10**6, "a")
@@ -584,7 +604,9 @@ async def test_endings_of_one_moment_travel_together_and_each_gets_its_own_answe
     items = await pipeline.find_many(names)
     assert [item.status for item in items if item] == ["dropped", "again", "new", "writing", "writing"] * 6
     assert [item.result for item in items if item][0::5] == list(range(0, 30, 5))
-    assert [(await pipeline.errors(f"i{n}"))[0]["error"] for n in range(1, 30, 5)] == [f"error {n}" for n in range(1, 30, 5)]
+    assert [(await pipeline.errors(f"i{n}"))[0]["error"] for n in range(1, 30, 5)] == [
+        f"error {n}" for n in range(1, 30, 5)
+    ]
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), 10**9, "5", None], ids=repr)

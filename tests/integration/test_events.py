@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from random import Random
 
 import pytest
-from conftest import OpenBoard
 from given import clock_of, given_claim, given_item, given_items, in_time
 
+from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, ClaimRequest, Event, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, RefusedError
@@ -73,7 +73,9 @@ async def test_agents_that_claim_in_one_call_are_told_apart_in_the_log(board: Bl
     await given_items(board, *"abcd")
     lanes = board.claims.lanes("jobs")
     hands = await board.claims.claim(*(ClaimRequest(agent_id=f"w{n}", role="", lanes=lanes, most=2) for n in range(3)))
-    await asyncio.gather(*(board.fail(each.claim, "same") for hand in hands for each in hand if not isinstance(hand, str)))
+    await asyncio.gather(
+        *(board.fail(each.claim, "same") for hand in hands for each in hand if not isinstance(hand, str))
+    )
 
     for item_id, agent in zip("abcd", ["w0", "w1", "w2", "w0"], strict=True):
         _, claimed, failed = await board.history(item_id)
@@ -144,7 +146,13 @@ async def test_the_log_replays_to_the_state_that_redis_holds(open_board: OpenBoa
     assert {item.id: (item.lane, item.version, item.holder) for item in items} == {
         name: (lanes[name], versions[name], holders.get(name, "")) for name in names
     }
-    assert {kind.kind for kind in await whole_log(board)} >= {"quarantined", "released", "retried", "updated", "lease_ended"}
+    assert {kind.kind for kind in await whole_log(board)} >= {
+        "quarantined",
+        "released",
+        "retried",
+        "updated",
+        "lease_ended",
+    }
 
 
 async def test_the_log_is_read_in_pages_and_from_any_point(board: Blackboard) -> None:

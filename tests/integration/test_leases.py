@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from conftest import Connect, OpenBoard
 from given import Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot, until
 
+from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, LeaseKeeper, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError
@@ -37,7 +37,9 @@ async def test_a_renewed_lease_lasts_from_now_on(board: Blackboard, clock: Manua
     assert await board.complete(claimed.claim) == 3, "renewing is no change of the item"
 
 
-async def test_a_lease_that_ran_out_is_not_revived_even_if_nobody_took_the_item(board: Blackboard, clock: ManualClock) -> None:
+async def test_a_lease_that_ran_out_is_not_revived_even_if_nobody_took_the_item(
+    board: Blackboard, clock: ManualClock
+) -> None:
     claimed = await given_claim(board, "a", lease_s=30)
     await clock.advance(s=30)
     before = await snapshot(board.store)
@@ -156,7 +158,9 @@ async def test_a_delay_that_is_over_is_no_crash(board: Blackboard, clock: Manual
     assert await board.store.command("ZSCORE", board.keys.lane(WAITING).line, "a") is not None
 
 
-async def test_taking_back_keeps_to_its_bound_and_goes_on_where_it_stopped(board: Blackboard, clock: ManualClock) -> None:
+async def test_taking_back_keeps_to_its_bound_and_goes_on_where_it_stopped(
+    board: Blackboard, clock: ManualClock
+) -> None:
     await given_items(board, *(f"i{n}" for n in range(70)))
     await board.claim("jobs", "w", most=70)
     await clock.advance(s=31)
@@ -323,7 +327,9 @@ async def test_two_boards_of_one_process_can_renew_at_the_same_moment(board: Bla
     other = await open_board(job_board("other"))
     claims = [(await given_claim(each, "a")).claim for each in (board, other)]
 
-    answers = await asyncio.gather(*(each.claims.renew([claim]) for each, claim in zip((board, other), claims, strict=True)))
+    answers = await asyncio.gather(
+        *(each.claims.renew([claim]) for each, claim in zip((board, other), claims, strict=True))
+    )
 
     assert answers == [[""], [""]]
 
@@ -348,7 +354,9 @@ async def test_a_holder_is_told_before_its_lease_ends_when_redis_goes_silent(
 async def test_a_store_that_is_away_for_a_moment_costs_no_lease(
     connect: Connect, request: pytest.FixtureRequest
 ) -> None:
-    with RedisServer(request.config.getoption("--redis-kind"), persist=True, options={"appendfsync": "always"}) as server:
+    with RedisServer(
+        request.config.getoption("--redis-kind"), persist=True, options={"appendfsync": "always"}
+    ) as server:
         store = await connect(server.url)
         async with Blackboard(store, job_board("jobs", lease_s=3)) as board:
             claimed = await given_claim(board, "a")

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from conftest import Connect
 from given import given_claim, given_item, snapshot
 
+from conftest import Connect
 from swarm_infrastructure.blackboard import NEWS, Blackboard, BlackboardSection, ContentStatus, NewsItem, Submission
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, WrongStatusError
@@ -75,7 +75,9 @@ async def by_move(blackboard: Blackboard, item_id: str, before: S, after: S) -> 
 Step = Callable[[Blackboard, str, S, S], Awaitable[bool]]
 
 
-async def check_each_step_from(blackboard: Blackboard, before: S, step: Step, given: Callable[[str], Awaitable[object]]) -> None:
+async def check_each_step_from(
+    blackboard: Blackboard, before: S, step: Step, given: Callable[[str], Awaitable[object]]
+) -> None:
     """Try to take an item from *before* to every status there is."""
     assert set(LEGAL) == set(S), "a status was added: say which steps lead to it"
     for after in S:
@@ -97,7 +99,9 @@ async def check_each_step_from(blackboard: Blackboard, before: S, step: Step, gi
 
 @pytest.mark.parametrize("step", [by_transition, by_move])
 @pytest.mark.parametrize("before", S)
-async def test_from_each_status_the_legal_steps_are_taken_and_no_others(blackboard: Blackboard, before: S, step: Step) -> None:
+async def test_from_each_status_the_legal_steps_are_taken_and_no_others(
+    blackboard: Blackboard, before: S, step: Step
+) -> None:
     async def given(item_id: str) -> object:
         return await given_item(blackboard, item_id, HOME[before], status=before)
 
@@ -121,7 +125,9 @@ async def test_completing_a_claim_takes_the_legal_steps_and_no_others(blackboard
 
 
 @pytest.mark.parametrize("before", CLAIMED_FROM)
-async def test_a_step_by_the_holder_ends_its_claim_and_by_anybody_else_is_refused(blackboard: Blackboard, before: S) -> None:
+async def test_a_step_by_the_holder_ends_its_claim_and_by_anybody_else_is_refused(
+    blackboard: Blackboard, before: S
+) -> None:
     section, ready = CLAIMED_FROM[before]
     await given_item(blackboard, "a", section, status=ready)
     claimed = await given_claim(blackboard, "a", "holder_1")
@@ -144,7 +150,9 @@ async def test_a_story_is_driven_from_the_feed_to_the_public(blackboard: Blackbo
     story = NewsItem(id="news_001", title="Moon landing", content="They have landed.", source="wire")
     await blackboard.write(B.RAW_FEED, story.id, story.to_dict())
 
-    async def work(section: str, agent: str, to: str | None = None, needs: str = "", then_needs: str = "", **facts: object) -> None:
+    async def work(
+        section: str, agent: str, to: str | None = None, needs: str = "", then_needs: str = "", **facts: object
+    ) -> None:
         [claimed] = await blackboard.claim(section, agent, capabilities=[needs] if needs else [])
         assert claimed.item.id == "news_001"
         await blackboard.complete(claimed.claim, to, requires=then_needs, patch={f"by_{agent}": True}, **facts)  # type: ignore[arg-type]
@@ -171,7 +179,9 @@ async def test_a_story_is_driven_from_the_feed_to_the_public(blackboard: Blackbo
     assert await blackboard.archive("news_001") > 0
 
 
-async def test_a_story_that_fails_waits_as_failed_and_is_taken_up_again(blackboard: Blackboard, news_clock: ManualClock) -> None:
+async def test_a_story_that_fails_waits_as_failed_and_is_taken_up_again(
+    blackboard: Blackboard, news_clock: ManualClock
+) -> None:
     await given_item(blackboard, "a", B.DEBATE_QUEUE)
     await blackboard.fail((await given_claim(blackboard, "a")).claim, "no quorum", retry_in_s=5)
     assert (await stands(blackboard, "a"))[:2] == ("debate_queue", "failed")
@@ -293,7 +303,9 @@ async def test_the_product_documents_calls_work_as_written(blackboard: Blackboar
 
 def test_the_sections_and_statuses_of_the_product_document_are_there() -> None:
     sections = "RAW_FEED DEBATE_QUEUE CONSENSUS PRODUCTION_FLOOR REVIEW_QUEUE PUBLISHED ARCHIVE AGENT_STATE"
-    statuses = "PENDING PROCESSING DEBATING CONSENSUS_REACHED PRODUCING REVIEWING APPROVED REJECTED PUBLISHED FAILED ARCHIVED"
+    statuses = (
+        "PENDING PROCESSING DEBATING CONSENSUS_REACHED PRODUCING REVIEWING APPROVED REJECTED PUBLISHED FAILED ARCHIVED"
+    )
 
     assert set(sections.split()) == set(B.__members__)
     assert set(statuses.split()) <= set(S.__members__)
@@ -303,7 +315,9 @@ def test_the_sections_and_statuses_of_the_product_document_are_there() -> None:
 async def test_simultaneous_writers_of_a_hundred_stories_leave_each_once(blackboard: Blackboard) -> None:
     async def scout(name: str) -> list[bool]:
         return [
-            await blackboard.write(B.RAW_FEED, f"{name}_{n}", {"title": f"story {n}", "content": "text", "source": "wire"})
+            await blackboard.write(
+                B.RAW_FEED, f"{name}_{n}", {"title": f"story {n}", "content": "text", "source": "wire"}
+            )
             for n in range(25)
         ]
 

@@ -7,9 +7,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import OpenBoard
 from given import clock_of, given_claim, given_item, given_items
 
+from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Item, Submission, job_board
 from swarm_infrastructure.errors import InvalidInputError, ItemNotFoundError, UnknownSectionError
 
@@ -98,7 +98,12 @@ async def test_a_limit_takes_the_first_over_all_capabilities_and_all_who_wait(bo
 
     found = [[row["id"] for row in await board.query_by_status("jobs", "waiting", limit=n)] for n in (1, 2, 3, 100)]
 
-    assert found == [["tagged"], ["tagged", "delayed"], ["tagged", "delayed", "high"], ["tagged", "delayed", "high", "low"]]
+    assert found == [
+        ["tagged"],
+        ["tagged", "delayed"],
+        ["tagged", "delayed", "high"],
+        ["tagged", "delayed", "high", "low"],
+    ]
 
 
 async def test_the_limit_is_a_hundred_unless_told_otherwise(board: Blackboard) -> None:
@@ -135,7 +140,11 @@ async def test_a_status_lists_what_is_claimed_delayed_and_ready_alike(blackboard
     await given_item(blackboard, "later", "debate_queue", delay_s=60)
     await given_claim(blackboard, "held", "w1")  # debating looks the same waiting and claimed
 
-    assert {row["id"] for row in await blackboard.query_by_status("debate_queue", "debating")} == {"ready", "held", "later"}
+    assert {row["id"] for row in await blackboard.query_by_status("debate_queue", "debating")} == {
+        "ready",
+        "held",
+        "later",
+    }
     assert [row["id"] for row in await blackboard.query_by_agent("w1")] == ["held"]
     assert await blackboard.query_by_agent("w1", "raw_feed") == []
     assert [row["id"] for row in await blackboard.query_by_agent("w1", "debate_queue")] == ["held"]
@@ -237,7 +246,9 @@ async def test_a_torn_item_hides_none_of_the_others(board: Blackboard) -> None:
 # --- likeness ---------------------------------------------------------------------------------------------------------
 
 STORY = "The city council voted on Tuesday evening to close the old harbour bridge for repairs until the end of next spring."
-EDITED = "The city council voted on Tuesday evening to close the old harbour bridge for repairs until the end of spring."
+EDITED = (
+    "The city council voted on Tuesday evening to close the old harbour bridge for repairs until the end of spring."
+)
 OTHER = "Scientists describe a new species of deep sea squid that was filmed for the first time near the Azores."
 
 

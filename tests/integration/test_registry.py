@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import OpenBoard
 from given import Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
+from conftest import OpenBoard
 from swarm_infrastructure.blackboard import AgentStatus, Blackboard, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemNotFoundError
@@ -125,7 +125,6 @@ async def test_agents_that_are_long_dead_are_forgotten(board: Blackboard, clock:
         {"agent_id": "a b"}, {"agent_id": ""}, {"role": "A Role"}, {"role": ""}, {"capabilities": ["a/b"]},
         {"status": "asleep"}, {"x": float("nan")}, {"x": {1, 2}}, {"x": "\ud800"},
     ],
-    ids=ascii,
 )  # fmt: skip
 async def test_a_bad_description_is_refused_and_harms_nobody(board: Blackboard, bad: dict[str, Any]) -> None:
     await board.register_agent("good", "worker")
@@ -150,7 +149,12 @@ async def test_gates_are_listed_and_opened_again(board: Blackboard) -> None:
     await board.agents.pause()
 
     assert await board.agents.gates() == {"agent:w1": "lunch", "role:writer": "paused", "*": "paused"}
-    assert [await board.agents.resume(who) for who in ("agent:w1", "agent:w1", "role:writer", "*")] == [True, False, True, True]
+    assert [await board.agents.resume(who) for who in ("agent:w1", "agent:w1", "role:writer", "*")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
     assert await board.agents.gates() == {}
 
 
@@ -177,7 +181,11 @@ async def test_a_revoked_agent_loses_its_claims_at_once_and_may_write_nothing(bo
     assert await board.claim("jobs", "rogue") == []
     assert await board.claims.claim_item("c", "rogue") is None
     got = await board.claim("jobs", "honest", most=5)
-    assert [(each.item.id, each.item.attempts, each.item.crashes) for each in got] == [("a", 1, 0), ("b", 1, 0), ("c", 1, 0)]
+    assert [(each.item.id, each.item.attempts, each.item.crashes) for each in got] == [
+        ("a", 1, 0),
+        ("b", 1, 0),
+        ("c", 1, 0),
+    ]
     event = (await board.history("a"))[2]
     assert (event.kind, event.agent, event.reason) == ("revoked", "rogue", "it misbehaved by ann")
 

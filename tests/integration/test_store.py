@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Connect, OpenBoard
 from given import given_claim, given_item, given_items, in_time, snapshot
 
+from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.clock import ManualClock
@@ -20,7 +20,6 @@ from swarm_infrastructure.errors import (
     SectionFullError,
     ServerUnfitError,
     StoreUnavailableError,
-    SwarmError,
 )
 from swarm_infrastructure.store import Library, Store, assemble, without_password
 from swarm_infrastructure.testing import RedisServer
@@ -51,7 +50,9 @@ async def lasting(serve: Serve) -> RedisServer:
 # --- servers that can't be used ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost:6379", "redis://localhost:port", "redis://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:6379", "http://localhost:6379", "redis://localhost:port", "redis://[::1"]
+)
 async def test_a_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"redis://, rediss:// or unix://"):
         Store(url)
@@ -150,7 +151,9 @@ def a_foreign_build() -> Library:
     return assemble(lambda name, text: text + "\n-- of somebody else\n" if name == "digest.lua" else text)
 
 
-async def test_a_foreign_build_of_the_library_is_refused_and_replaced_only_when_asked(serve: Serve, connect: Connect) -> None:
+async def test_a_foreign_build_of_the_library_is_refused_and_replaced_only_when_asked(
+    serve: Serve, connect: Connect
+) -> None:
     server = serve()
     foreign = await connect(server.url, library=a_foreign_build(), replace_library=True)
 
@@ -174,11 +177,15 @@ async def test_a_library_that_vanished_is_loaded_again_by_the_next_call(serve: S
         assert len(await in_time(waiting)) == 20
 
 
-async def test_a_foreign_build_that_turns_up_later_is_refused_when_ours_vanished(serve: Serve, connect: Connect) -> None:
+async def test_a_foreign_build_that_turns_up_later_is_refused_when_ours_vanished(
+    serve: Serve, connect: Connect
+) -> None:
     server = serve()
     store = await connect(server.url, library=assemble(), replace_library=False)
     await store.command("FUNCTION", "FLUSH")
-    await store.command("FUNCTION", "LOAD", "#!lua name=swarm_v1\nredis.register_function('swarm_v1_digest', function() return 'x' end)")
+    await store.command(
+        "FUNCTION", "LOAD", "#!lua name=swarm_v1\nredis.register_function('swarm_v1_digest', function() return 'x' end)"
+    )
 
     with pytest.raises(LibraryMismatchError):
         await store.call("heartbeat", ["a", "b", "c", "d"], [])
@@ -211,7 +218,9 @@ async def test_an_error_inside_a_function_is_typed(store: Store) -> None:
 # --- boards -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_board_is_registered_once_and_another_of_its_name_is_refused(board: Blackboard, open_board: OpenBoard) -> None:
+async def test_a_board_is_registered_once_and_another_of_its_name_is_refused(
+    board: Blackboard, open_board: OpenBoard
+) -> None:
     await open_board(job_board("jobs"))
     await open_board(job_board("jobs", lease_s=5))  # leases are each worker's own business
     before = await snapshot(board.store)
@@ -247,7 +256,9 @@ async def test_a_board_is_not_replaced_while_items_stand_where_the_new_one_has_n
 
 
 @pytest.mark.unaudited
-async def test_a_board_is_not_replaced_while_claims_could_not_be_taken_back(board: Blackboard, open_board: OpenBoard) -> None:
+async def test_a_board_is_not_replaced_while_claims_could_not_be_taken_back(
+    board: Blackboard, open_board: OpenBoard
+) -> None:
     claimed = await given_claim(board, "a")
     renamed = Board(
         name="jobs",
@@ -487,11 +498,3 @@ async def test_without_memory_what_is_there_is_still_worked_off(full: tuple[Blac
     assert await board.delete("jobs", "i5")
     assert await board.agents.find("w1") is not None
     assert len(await board.query_by_status("jobs", "waiting")) == 2
-
-
-async def test_errors_of_a_store_are_ours(store: Store) -> None:
-    for call in (store.call("digest", ["key"], [1]), store.command("NONSENSE"), store.commands(("NONSENSE",))):
-        try:
-            await call
-        except SwarmError:
-            continue

@@ -9,9 +9,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import Connect, OpenBoard
 from given import Tape, a_request, given_claim, given_item, given_items, held_call, in_time, until
 
+from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Claimed, ClaimRequest, job_board
 from swarm_infrastructure.errors import LibraryMismatchError, StoreUnavailableError
 from swarm_infrastructure.store import Store
@@ -229,7 +229,9 @@ async def test_a_gated_agent_goes_on_within_about_a_second_when_the_gate_opens(b
     assert ids(await in_time(waiting, SOON_S)) == ["a"]
 
 
-async def test_a_gated_agent_that_waits_beside_a_free_one_gets_its_share_once_the_gate_is_open(board: Blackboard) -> None:
+async def test_a_gated_agent_that_waits_beside_a_free_one_gets_its_share_once_the_gate_is_open(
+    board: Blackboard,
+) -> None:
     await board.agents.pause("agent:gated")
     gated, free = wait(board, "gated"), wait(board, "free")
     await listening(board)
@@ -356,7 +358,9 @@ async def test_a_hand_back_that_fails_neither_hides_the_cancellation_nor_harms_o
     assert (await board.get("a")).holder == "w1", "until its lease ends"
 
 
-async def test_a_bell_that_rang_for_nobody_is_passed_on(board: Blackboard, open_board: OpenBoard, connect: Connect) -> None:
+async def test_a_bell_that_rang_for_nobody_is_passed_on(
+    board: Blackboard, open_board: OpenBoard, connect: Connect
+) -> None:
     first, second = [await another(open_board, connect, board) for _ in range(2)]
     gone = wait(first, "gone")
     await listening(board, clients=1)
@@ -458,7 +462,9 @@ async def test_an_error_that_nobody_foresaw_leaves_nobody_waiting_for_ever(board
 
 
 async def test_waiting_agents_outlive_a_restart_of_redis(connect: Connect, request: pytest.FixtureRequest) -> None:
-    with RedisServer(request.config.getoption("--redis-kind"), persist=True, options={"appendfsync": "always"}) as server:
+    with RedisServer(
+        request.config.getoption("--redis-kind"), persist=True, options={"appendfsync": "always"}
+    ) as server:
         store: Store = await connect(server.url)
         async with Blackboard(store, job_board("jobs")) as board:
             waiting = [wait(board, f"w{n}") for n in range(3)]

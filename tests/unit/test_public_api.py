@@ -21,7 +21,9 @@ def test_every_public_name_is_there_and_what_is_not_public_is_refused() -> None:
         swarm_infrastructure.Nothing  # noqa: B018 - the access is what is tested
 
 
-@pytest.mark.parametrize("name", ["", ".blackboard", ".agents", ".store", ".testing", ".monitoring", ".failure_recovery"])
+@pytest.mark.parametrize(
+    "name", ["", ".blackboard", ".agents", ".store", ".testing", ".monitoring", ".failure_recovery"]
+)
 def test_all_lists_only_what_exists_in_order(name: str) -> None:
     module = importlib.import_module("swarm_infrastructure" + name)
     for each in module.__all__:

@@ -31,7 +31,9 @@ def test_a_fleet_that_failed_together_does_not_return_together() -> None:
     assert len(pauses) > 45
 
 
-@pytest.mark.parametrize("wrong", [{"base_delay": -1}, {"max_delay": -0.1}, {"max_retries": -1}, {"exponential_base": 0.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"base_delay": -1}, {"max_delay": -0.1}, {"max_retries": -1}, {"exponential_base": 0.5}]
+)
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
         RetryPolicy(**wrong)

@@ -193,7 +193,9 @@ class _Audit:
                 self._view(item_id).places[name] = float(score)
 
     async def _read_marks(self) -> None:
-        self._marks = {mark: value.decode().partition("|")[0] async for mark, value in self._scan("HSCAN", self._keys.dedup)}
+        self._marks = {
+            mark: value.decode().partition("|")[0] async for mark, value in self._scan("HSCAN", self._keys.dedup)
+        }
         for view in self._views.values():
             item = self._item(view)
             view.mark = self._marks.get(item.content_hash) if item and item.content_hash else None
@@ -243,10 +245,14 @@ class _Audit:
         for name, value in needed.items():
             if found.get(name.encode(), b"").decode() != value:
                 self._report.breaches.append(
-                    Breach(invariant="I6", item="", what=f"rule {name!r} is {found.get(name.encode())!r}, needed {value!r}")
+                    Breach(
+                        invariant="I6", item="", what=f"rule {name!r} is {found.get(name.encode())!r}, needed {value!r}"
+                    )
                 )
         for name in sorted(set(found) - {name.encode() for name in needed} - {b"clock_offset_ms"}):
-            self._report.breaches.append(Breach(invariant="I6", item="", what=f"rule {name.decode()!r} is in no definition"))
+            self._report.breaches.append(
+                Breach(invariant="I6", item="", what=f"rule {name.decode()!r} is in no definition")
+            )
 
     def _check(self, view: _View) -> Iterable[Breach]:
         def breach(invariant: str, what: str) -> Breach:
@@ -288,14 +294,20 @@ class _Audit:
                 f"it stands in {', '.join(standing) or 'nothing'}, needed exactly {' or '.join(sorted(allowed))}",
             )
         if item.holder and section.ready.get(item.origin) != item.status:
-            yield breach("I2", f"{item.holder!r} holds it from {item.origin!r}, from where a claim does not give {item.status!r}")
+            yield breach(
+                "I2", f"{item.holder!r} holds it from {item.origin!r}, from where a claim does not give {item.status!r}"
+            )
         if not item.holder and item.origin:
             yield breach("I2", f"nobody holds it, but it was claimed from {item.origin!r}")
         if item.status != self._board.quarantine and not item.holder and item.status in section.ready:
             if 0 < section.max_crashes <= item.crashes:
-                yield breach("I12", f"it crashed {item.crashes} times and is still offered (limit {section.max_crashes})")
+                yield breach(
+                    "I12", f"it crashed {item.crashes} times and is still offered (limit {section.max_crashes})"
+                )
             if 0 < section.max_attempts <= item.attempts:
-                yield breach("I12", f"it had {item.attempts} attempts and is still offered (limit {section.max_attempts})")
+                yield breach(
+                    "I12", f"it had {item.attempts} attempts and is still offered (limit {section.max_attempts})"
+                )
 
     def _check_state(self, item: Item | None, state: _State | None, breach: Any) -> Iterable[Breach]:
         if state is None:
@@ -329,7 +341,12 @@ class _Audit:
             if state is None or (event.kind == "submitted" and state.gone):
                 state = _State(born=event.kind == "submitted")
                 if not state.born:  # the log was trimmed: its first event tells where it came from
-                    state.version, state.lane, state.attempts, state.crashes = event.version - 1, event.before, None, None
+                    state.version, state.lane, state.attempts, state.crashes = (
+                        event.version - 1,
+                        event.before,
+                        None,
+                        None,
+                    )
             faults += self._step(state, event)
         return state, faults
 
@@ -341,7 +358,9 @@ class _Audit:
         if event.before != state.lane:
             faults.append(("I7", f"{where} leaves {event.before!r}, but it stood in {state.lane!r}"))
         if not self._legal(state, event):
-            faults.append(("I6", f"{where} goes from {event.before!r} to {event.after!r}, which the board does not allow"))
+            faults.append(
+                ("I6", f"{where} goes from {event.before!r} to {event.after!r}, which the board does not allow")
+            )
         if event.kind == "claimed":
             if state.holder:
                 faults.append(("I2", f"{where} by {event.agent!r} while {state.holder!r} held it"))
@@ -352,11 +371,9 @@ class _Audit:
             state.holder, state.token, state.origin = event.agent, event.token, event.before
             state.attempts = None if state.attempts is None else state.attempts + 1
         elif event.kind in ENDS:
-            if state.born or state.holder:
-                if event.token != state.token or event.agent != state.holder:
-                    faults.append(
-                        ("I3", f"{where} by {event.agent!r} with token {event.token}; {state.holder!r} held {state.token}")
-                    )
+            if (state.born or state.holder) and (event.token, event.agent) != (state.token, state.holder):
+                held = f"{state.holder!r} held {state.token}"
+                faults.append(("I3", f"{where} by {event.agent!r} with token {event.token}; {held}"))
             state.token = state.token or event.token
             state.holder = ""
         elif event.kind in ("moved", "released", "retried", "deleted") and state.holder:
@@ -428,7 +445,11 @@ class _Audit:
             for name in sorted(set(needed) | set(found)):
                 if needed.get(name, 0) != found.get(name, 0):
                     self._report.breaches.append(
-                        Breach(invariant=invariant, item="", what=f"{what} {name!r}: {found.get(name, 0)}, there are {needed.get(name, 0)}")
+                        Breach(
+                            invariant=invariant,
+                            item="",
+                            what=f"{what} {name!r}: {found.get(name, 0)}, there are {needed.get(name, 0)}",
+                        )
                     )
         for item in items.values():
             if item.token > fence and fence:
@@ -449,5 +470,3 @@ def _count(state: _State, event: Event) -> None:
 def _place_in_log(entry_id: str) -> tuple[int, int]:
     ms, _, n = entry_id.partition("-")
     return int(ms or 0), int(n or 0)
-
-

@@ -21,17 +21,16 @@ import orjson
 from ..errors import (
     BoardMismatchError,
     InvalidInputError,
-    ItemHeldError,
     ItemNotFoundError,
     LibraryMismatchError,
-    SectionFullError,
     VersionConflictError,
     WrongStatusError,
 )
 from ..keys import BoardKeys, check_id, check_name, lane_name
 from ..store import Store
 from ..telemetry import current_trace
-from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending, Kind, new_request
+from .changes import TRIES, Changes
+from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending, Kind
 from .events import Event, EventLog
 from .items import (
     DEFAULT_PRIORITY,
@@ -39,12 +38,11 @@ from .items import (
     Payload,
     Submission,
     Submitted,
-    check_priority,
-    check_seconds,
     clean_text,
     dump_json,
     dump_payload,
     merge,
+    one_line,
     read_item,
     rows_of_three,
 )
@@ -54,11 +52,11 @@ from .locks import Lock, Locks, lock_board
 from .queries import Queries, text_of
 from .registry import AgentRegistry
 from .similarity import FLAG, content_hash, similarity, sketch
+from .submissions import Intake
 
 __all__ = ["Blackboard", "Likeness"]
 
 Patch = Mapping[str, Any] | Callable[[dict[str, Any]], Any]
-TRIES = 20  # of an update against other writers; 50 at once on one item need about 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +96,8 @@ class Blackboard:
         self.events = EventLog(store, self.keys)
         self.queries = Queries(store, self.keys, board)
         self.agents = AgentRegistry(self, dead_after_s=dead_after_s)
+        self._intake = Intake(store, self.keys, board)
+        self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
         self._locks: Locks | None = None
         self._replace_board = replace_board
         self._random = random
@@ -146,67 +146,7 @@ class Blackboard:
             SectionFullError: a section is at its cap, and takes as many of them as it has room for. Those that were
                 accepted stay; submitted again, they are answered as duplicates of themselves.
         """
-        rows = [self._check_submission(each) for each in submissions]
-        answers: list[Submitted] = []
-        for start in range(0, len(rows), MOST_PER_CALL):
-            answers += await self._submit(submissions[start : start + MOST_PER_CALL], rows[start : start + MOST_PER_CALL], agent)
-        return answers
-
-    def _check_submission(self, new: Submission) -> tuple[str, bytes]:
-        check_id("item id", new.id)
-        place = self.board.place(str(new.section), new.status)
-        if new.requires:
-            check_name("capability", new.requires)
-        check_priority(f"priority of item {new.id!r}", new.priority)
-        check_seconds(f"delay_s of item {new.id!r}", new.delay_s)
-        check_seconds(f"dedup_s of item {new.id!r}", new.dedup_s)
-        if new.content_hash:
-            check_id("content hash", new.content_hash)
-        payload = dump_payload(new.payload, f"payload of item {new.id!r}")
-        limit = self.board.section(place.section).max_payload_bytes
-        if len(payload) > limit:
-            raise InvalidInputError(
-                f"payload of item {new.id!r}",
-                found=f"{len(payload)} bytes",
-                needed=f"at most {limit}",
-                step="store the text elsewhere and submit a reference",
-            )
-        return lane_name(place.section, place.status, new.requires), payload
-
-    async def _submit(
-        self, submissions: Sequence[Submission], rows: Sequence[tuple[str, bytes]], agent: str
-    ) -> list[Submitted]:
-        keys, lanes = self.keys, list(dict.fromkeys(lane for lane, _ in rows))
-        called = [keys.rules, keys.items, keys.payloads, keys.events, keys.counts, keys.seq, keys.dedup]
-        for name in lanes:
-            lane = keys.lane(name)
-            called += (lane.line, lane.timed, lane.bell)
-        args: list[Any] = [new_request(), _one_line(agent), current_trace()]
-        index = {name: i + 1 for i, name in enumerate(lanes)}
-        for new, (name, payload) in zip(submissions, rows, strict=True):
-            args += (
-                new.id, index[name], new.priority, round(new.delay_s * 1000),
-                new.content_hash, round(new.dedup_s * 1000), payload,
-            )  # fmt: skip
-        answers = await self.store.call("submit", called, args)
-        return [self._submitted(new, answer) for new, answer in zip(submissions, answers, strict=True)]
-
-    def _submitted(self, new: Submission, answer: Any) -> Submitted:
-        match answer:
-            case b"submitted":
-                return Submitted(id=new.id, accepted=True)
-            case [b"exists", _]:
-                return Submitted(id=new.id, accepted=False, duplicate_of=new.id)
-            case [b"duplicate", first]:
-                return Submitted(id=new.id, accepted=False, duplicate_of=first.decode())
-            case [b"full", found, cap]:
-                raise SectionFullError(new.section, found=f"{found} items", needed=f"fewer than {cap}")
-            case [b"place", lane]:
-                raise WrongStatusError(new.id, found=f"to be put in {lane.decode()!r}", needed="a place of the board")
-            case [b"large", found, limit]:
-                raise InvalidInputError(f"payload of item {new.id!r}", found=f"{found} bytes", needed=f"at most {limit}")
-            case _:
-                raise LibraryMismatchError("submit", answer)
+        return await self._intake.submit(submissions, agent)
 
     async def write(
         self,
@@ -268,9 +208,7 @@ class Blackboard:
         items: list[Item | None] = []
         for start in range(0, len(item_ids), MOST_PER_CALL):
             part = [check_id("item id", each) for each in item_ids[start : start + MOST_PER_CALL]]
-            answer = await self.store.call(
-                "read_items", [self.keys.items, self.keys.payloads, self.keys.results], part
-            )
+            answer = await self.store.call("read_items", [self.keys.items, self.keys.payloads, self.keys.results], part)
             for item_id, (record, payload, result) in zip(part, rows_of_three(answer), strict=True):
                 items.append(read_item(item_id, record, payload, result) if record else None)
         return items
@@ -328,7 +266,14 @@ class Blackboard:
     # -- changing without a claim -------------------------------------------------------------------------------------
 
     async def update(
-        self, section: str, item_id: str, updates: Patch, *, agent: str = "", priority: int | None = None, reason: str = ""
+        self,
+        section: str,
+        item_id: str,
+        updates: Patch,
+        *,
+        agent: str = "",
+        priority: int | None = None,
+        reason: str = "",
     ) -> bool:
         """Merge *updates* into the item's payload; a field set to None is removed.
 
@@ -343,7 +288,7 @@ class Blackboard:
         def patched(item: Item) -> bytes:
             return dump_payload(merge(item.payload, updates), f"payload of item {item_id!r}")
 
-        await self._change(
+        await self._changes.change(
             item_id, "updated", section=str(section), payload=patched, priority=priority, agent=agent, reason=reason
         )
         return True
@@ -364,7 +309,7 @@ class Blackboard:
         def patched(item: Item) -> bytes:
             return dump_payload(merge(item.payload, updates), f"payload of item {item_id!r}") if updates else b""
 
-        await self._change(
+        await self._changes.change(
             item_id, "moved", section=str(from_section), to=place, requires=requires, payload=patched,
             agent=agent, reason=reason,
         )  # fmt: skip
@@ -386,12 +331,18 @@ class Blackboard:
             raise ItemNotFoundError(item_id, self.board.name, str(section))
         place = self._home_of(str(new_status), str(section))
         if item.holder and item.holder == agent_id:
-            claim = self._own_claim(item)
+            claim = self._changes.own_claim(item)
             if claim is not None:
                 await self.complete(claim, place, reason=reason or "")
                 return True
-        await self._change(
-            item_id, "moved", section=str(section), to=place, requires=item.requires, agent=agent_id, reason=reason or ""
+        await self._changes.change(
+            item_id,
+            "moved",
+            section=str(section),
+            to=place,
+            requires=item.requires,
+            agent=agent_id,
+            reason=reason or "",
         )
         return True
 
@@ -414,8 +365,10 @@ class Blackboard:
         if item.status != self.board.quarantine:
             raise WrongStatusError(item_id, found=f"in {item.section}/{item.status}", needed="in quarantine")
         section = self.board.section(item.section)
-        place = self.board.place(item.section, section.entry if section.entry in section.ready else next(iter(section.ready)))
-        return await self._change(
+        place = self.board.place(
+            item.section, section.entry if section.entry in section.ready else next(iter(section.ready))
+        )
+        return await self._changes.change(
             item_id, "released", section=item.section, to=place, requires=item.requires, agent=agent, reason=reason
         )
 
@@ -432,7 +385,7 @@ class Blackboard:
             raise WrongStatusError(
                 item_id, found=f"in {item.section}/{item.status}", needed="waiting for an attempt, or in quarantine"
             )
-        return await self._change(item_id, "retried", section=item.section, agent=agent, reason=reason)
+        return await self._changes.change(item_id, "retried", section=item.section, agent=agent, reason=reason)
 
     async def archive(self, item_id: str, *, agent: str = "", reason: str = "") -> int:
         """Move an item to the board's archive. Its content hash stays known. Returns its new version.
@@ -443,7 +396,7 @@ class Blackboard:
         if self.board.archive is None:
             raise WrongStatusError(item_id, found=f"on board {self.board.name!r} without an archive", needed="one")
         item = await self.get(item_id)
-        return await self._change(
+        return await self._changes.change(
             item_id, "moved", section=item.section, to=Place.parse(self.board.archive), agent=agent, reason=reason
         )
 
@@ -453,105 +406,7 @@ class Blackboard:
         Raises:
             ItemHeldError: an agent holds it.
         """
-        self.board.section(str(section))
-        for _ in range(TRIES):
-            item = await self.find(item_id)
-            if item is None or item.section != section:
-                return False
-            keys, lane = self.keys, self.keys.lane(item.lane)
-            answer = await self.store.call(
-                "delete_item",
-                [
-                    keys.rules, keys.items, keys.payloads, keys.events, keys.counts, keys.dedup, keys.results,
-                    keys.errors, lane.line, lane.timed,
-                ],
-                [item_id, item.version, _one_line(agent), _one_line(reason), current_trace()],
-            )  # fmt: skip
-            match answer:
-                case [b"deleted"]:
-                    return True
-                case [b"missing"]:
-                    return False
-                case [b"held", holder]:
-                    raise ItemHeldError(item_id, holder.decode())
-                case [b"version" | b"lane", _]:
-                    continue
-                case _:
-                    raise LibraryMismatchError("delete_item", answer)
-        raise VersionConflictError(item_id, found=0, needed=0)
-
-    async def _change(
-        self,
-        item_id: str,
-        kind: str,
-        *,
-        section: str,
-        to: Place | None = None,
-        requires: str | None = None,
-        payload: Callable[[Item], bytes] | None = None,
-        priority: int | None = None,
-        agent: str = "",
-        reason: str = "",
-    ) -> int:
-        """Read, change and write, until nobody came in between. Returns the new version."""
-        check_id("item id", item_id)
-        self.board.section(section)
-        if requires:
-            check_name("capability", requires)
-        if priority is not None:
-            check_priority(f"priority of item {item_id!r}", priority)
-        for _ in range(TRIES):
-            item = await self.find(item_id)
-            if item is None or item.section != section:
-                raise ItemNotFoundError(item_id, self.board.name, section)
-            request, keys = new_request(), self.keys
-            before = keys.lane(item.lane)
-            after = keys.lane(lane_name(to.section, to.status, requires or "")) if to else before
-            own = self._own_claim(item)
-            answer = await self.store.call(
-                "change_item",
-                [
-                    keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
-                    before.line, before.timed, before.bell, after.line, after.timed, after.bell,
-                ],
-                [
-                    item_id, item.version, request, kind, _one_line(agent), _one_line(reason), current_trace(),
-                    "" if priority is None else priority, "", payload(item) if payload else b"", own.token if own else "",
-                ],
-            )  # fmt: skip
-            match answer:
-                case [b"changed", version]:
-                    return int(version)
-                case [b"version" | b"lane", _]:
-                    continue  # somebody was quicker: read again
-                case _:
-                    raise self._refusal(item, answer)
-        raise VersionConflictError(item_id, found=0, needed=0)
-
-    def _refusal(self, item: Item, answer: Any) -> Exception:
-        match answer:
-            case [b"missing"]:
-                return ItemNotFoundError(item.id, self.board.name)
-            case [b"held", holder]:
-                return ItemHeldError(item.id, holder.decode())
-            case [b"step", before, after]:
-                allowed = ", ".join(sorted(self.board.steps.get(before.decode(), ()))) or "nothing"
-                return WrongStatusError(
-                    item.id,
-                    found=f"in {item.section}/{before.decode()}",
-                    needed=f"a status from which {after.decode()!r} is allowed",
-                    step=f"from {before.decode()!r} the board allows: {allowed}",
-                )
-            case [b"place", lane]:
-                return WrongStatusError(item.id, found=f"to be sent to {lane.decode()!r}", needed="a place of the board")
-            case [b"large", found, limit]:
-                return InvalidInputError(f"payload of item {item.id!r}", found=f"{found} bytes", needed=f"at most {limit}")
-            case _:
-                return LibraryMismatchError("change_item", answer)
-
-    def _own_claim(self, item: Item) -> Claim | None:
-        """The claim on *item* that this process keeps, if it is the newest one."""
-        return self.leases.find(item.id, item.token) if item.holder else None
+        return await self._changes.delete(item_id, str(section), agent=agent, reason=reason)
 
     # -- claims -------------------------------------------------------------------------------------------------------
 
@@ -662,7 +517,7 @@ class Blackboard:
 
     async def hand_back(self, claim: Claim, *, reason: str = "", delay_s: float = 0.0) -> int:
         """End a claim as if it had not been taken: no attempt, no crash is counted. Returns the new version."""
-        return (await self._end(self.claims.hand_back_of(claim, reason=_one_line(reason), delay_s=delay_s)))[1]
+        return (await self._end(self.claims.hand_back_of(claim, reason=one_line(reason), delay_s=delay_s)))[1]
 
     def _destination(self, claim: Claim, to: Place | str | None) -> Place:
         if to is not None:
@@ -679,9 +534,14 @@ class Blackboard:
         return Place.parse(section.then[claimed])
 
     def _ending(self, claim: Claim, kind: Kind, to: str, **facts: Any) -> Ending:
-        facts["reason"] = _one_line(facts.get("reason", ""))
+        facts["reason"] = one_line(facts.get("reason", ""))
         return Ending(
-            claim=claim, kind=kind, to=to, quarantine=self.claims.quarantine_of(claim.lane), trace=current_trace(), **facts
+            claim=claim,
+            kind=kind,
+            to=to,
+            quarantine=self.claims.quarantine_of(claim.lane),
+            trace=current_trace(),
+            **facts,
         )
 
     async def _end(self, ending: Ending) -> tuple[str, int]:
@@ -736,9 +596,7 @@ class Blackboard:
             self._locks = Locks(desk)
         return self._locks
 
-    async def register_agent(
-        self, agent_id: str, role: str, capabilities: Sequence[str] = (), **facts: Any
-    ) -> None:
+    async def register_agent(self, agent_id: str, role: str, capabilities: Sequence[str] = (), **facts: Any) -> None:
         """Make an agent known; `AgentRegistry.register`."""
         await self.agents.register(agent_id, role, capabilities, **facts)
 
@@ -777,9 +635,3 @@ def _hash_of(payload: Mapping[str, Any]) -> str:
     if any(told[:2]):
         return content_hash(*told)
     return content_hash(orjson.dumps(dict(payload) | {"id": None}, option=orjson.OPT_SORT_KEYS).decode())
-
-
-def _one_line(text: object) -> str:
-    return " ".join(clean_text(text, 2000).split())[:300]
-
-

@@ -76,7 +76,9 @@ def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event
                 previous=previous,
             )
     except (KeyError, ValueError) as error:
-        raise InvalidInputError(f"event {name}", found=facts, needed="an event of this board", step="see: swarm audit") from error
+        raise InvalidInputError(
+            f"event {name}", found=facts, needed="an event of this board", step="see: swarm audit"
+        ) from error
 
 
 class EventLog:

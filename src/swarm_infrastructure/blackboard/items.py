@@ -6,7 +6,7 @@ The payload is JSON that the client makes and Redis never opens: Lua's JSON turn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -101,7 +101,9 @@ def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: 
             orjson.loads(payload) if payload is not None else {}, orjson.loads(result) if result else None,
         )  # fmt: skip
     except ValueError as error:  # not UTF-8, not JSON, not a number, not 16 fields
-        raise InvalidInputError(f"item {item_id!r}", found=record, needed="a record and JSON", step="see: swarm audit") from error
+        raise InvalidInputError(
+            f"item {item_id!r}", found=record, needed="a record and JSON", step="see: swarm audit"
+        ) from error
     if not isinstance(item.payload, dict):
         raise InvalidInputError(f"item {item_id!r}", found=payload, needed="a JSON object", step="see: swarm audit")
     return item
@@ -193,13 +195,18 @@ def _check_values(data: Any, what: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise InvalidInputError(what, found=f"depth {depth}", needed=f"at most {MAX_DEPTH}", step="flatten it")
         for value in data.values() if isinstance(data, dict) else data:
-            if isinstance(value, float | dict | list | tuple):
+            if isinstance(value, float | dict | list | tuple) or is_dataclass(value):
                 _check_values(value, what, depth + 1)
-    elif isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
-        raise InvalidInputError(what, found=data, needed="a finite number", step="leave it out or send text")
+    elif isinstance(data, float):
+        if data != data or data in (float("inf"), float("-inf")):
+            raise InvalidInputError(what, found=data, needed="a finite number", step="leave it out or send text")
+    elif is_dataclass(data):
+        _check_values([getattr(data, each.name) for each in fields(data)], what, depth)
 
 
-def merge(payload: Mapping[str, Any], patch: Mapping[str, Any] | Callable[[dict[str, Any]], Any] | None) -> dict[str, Any]:
+def merge(
+    payload: Mapping[str, Any], patch: Mapping[str, Any] | Callable[[dict[str, Any]], Any] | None
+) -> dict[str, Any]:
     """*payload* with the fields of *patch* in place of its own; None removes a field.
 
     A callable gets a copy to change, or returns the new payload.
@@ -207,7 +214,13 @@ def merge(payload: Mapping[str, Any], patch: Mapping[str, Any] | Callable[[dict[
     merged = dict(payload)
     if callable(patch):
         changed = patch(merged)
-        return dict(changed) if changed is not None else merged
+        if changed is None:
+            return merged
+        if not isinstance(changed, Mapping):
+            raise InvalidInputError("patch", found=changed, needed="a function that changes a dict or returns one")
+        return dict(changed)
+    if not isinstance(patch, Mapping | None):
+        raise InvalidInputError("patch", found=patch, needed="a dict of fields, or a function")
     for name, value in (patch or {}).items():
         if value is None:
             merged.pop(name, None)
@@ -219,3 +232,8 @@ def merge(payload: Mapping[str, Any], patch: Mapping[str, Any] | Callable[[dict[
 def rows_of_three(answer: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
     """A flat answer cut into triples."""
     return list(zip(answer[0::3], answer[1::3], answer[2::3], strict=True))
+
+
+def one_line(text: object) -> str:
+    """*text* as it goes into an event: one line of at most 300 characters."""
+    return " ".join(clean_text(text, 2000).split())[:300]

@@ -390,9 +390,7 @@ def job_board(name: str, *sections: str, **limits: Any) -> Board:
     return Board(
         name=name,
         sections={
-            queue: Section(
-                ready={"waiting": "active"}, resting=("done",), then={"active": f"{queue}/done"}, **limits
-            )
+            queue: Section(ready={"waiting": "active"}, resting=("done",), then={"active": f"{queue}/done"}, **limits)
             for queue in sections or ("jobs",)
         },
         steps={"active": frozenset({"done", "waiting"})},

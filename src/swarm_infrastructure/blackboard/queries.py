@@ -153,11 +153,11 @@ class Queries:
         return list(lanes)
 
     async def _tags(self, section: str) -> list[str]:
-        return list(
-            dict.fromkeys(lane.split("/")[2] for lane in await self.counts() if lane.startswith(section + "/"))
-        )
+        return list(dict.fromkeys(lane.split("/")[2] for lane in await self.counts() if lane.startswith(section + "/")))
 
-    async def _pages(self, keys: Sequence[str], *, most: int | None = None, status: str = "") -> AsyncIterator[list[Item]]:
+    async def _pages(
+        self, keys: Sequence[str], *, most: int | None = None, status: str = ""
+    ) -> AsyncIterator[list[Item]]:
         """Items of these lines and timed sets, at most *most* of each: page by page, in the order of each set."""
         size = PAGE if most is None else min(PAGE, most)
         together = max(1, PAGE_ITEMS // size)

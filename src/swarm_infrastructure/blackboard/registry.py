@@ -192,7 +192,9 @@ class AgentRegistry:
 
     async def count_tokens(self, agent_id: str, tokens: int) -> None:
         """Add to the tokens that an agent used."""
-        await self._store.command("HINCRBY", self._keys.tallies, f"{check_id('agent id', agent_id)}|tokens", tokens, once=True)
+        await self._store.command(
+            "HINCRBY", self._keys.tallies, f"{check_id('agent id', agent_id)}|tokens", tokens, once=True
+        )
 
     # -- gates ------------------------------------------------------------------------------------------------------
 
@@ -227,11 +229,19 @@ class AgentRegistry:
         endings = []
         for item in await self._blackboard.queries.by_agent(agent_id):
             claim = Claim(
-                item_id=item.id, agent_id=agent_id, token=item.token, ends_at_ms=0, lease_s=0, lane=item.claimed_from, taken_at=0
+                item_id=item.id,
+                agent_id=agent_id,
+                token=item.token,
+                ends_at_ms=0,
+                lease_s=0,
+                lane=item.claimed_from,
+                taken_at=0,
             )
             endings.append(
                 desk.end(
-                    Ending(claim=claim, kind="revoke", to=claim.lane, quarantine=desk.quarantine_of(claim.lane), reason=why)
+                    Ending(
+                        claim=claim, kind="revoke", to=claim.lane, quarantine=desk.quarantine_of(claim.lane), reason=why
+                    )
                 )
             )
         answers = await asyncio.gather(*endings, return_exceptions=True)

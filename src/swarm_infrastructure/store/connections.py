@@ -119,7 +119,9 @@ class Store:
         try:
             self.url, self.shown = url, without_password(url)
         except ValueError as error:
-            raise ConfigurationError("REDIS_URL: found no URL, needed redis://, rediss:// or unix://; correct it") from error
+            raise ConfigurationError(
+                "REDIS_URL: found no URL, needed redis://, rediss:// or unix://; correct it"
+            ) from error
         self.timeout_s, self.retry_s = timeout_s, retry_s
         self.disruptions = 0  #: calls that had to be repeated because Redis did not answer
         self._library = library or shipped()
@@ -333,7 +335,10 @@ class Store:
             raise StoreUnavailableError(self.shown, "its cluster is down")
         if found and int(found[0]) < 7 and "valkey_version" not in facts:
             raise ServerUnfitError(
-                self.shown, found=f"Redis {version}, which has no functions", needed="Redis >= 7.0 or Valkey", step="upgrade it"
+                self.shown,
+                found=f"Redis {version}, which has no functions",
+                needed="Redis >= 7.0 or Valkey",
+                step="upgrade it",
             )
 
     async def library_digest(self) -> str | None:

@@ -23,4 +23,14 @@ from __future__ import annotations
 from .desk import ClaimDesk
 from .values import LEAST_LEASE_S, MOST_PER_CALL, Claim, Claimed, ClaimRequest, Ending, Kind, new_request
 
-__all__ = ["LEAST_LEASE_S", "MOST_PER_CALL", "Claim", "ClaimDesk", "ClaimRequest", "Claimed", "Ending", "Kind", "new_request"]
+__all__ = [
+    "LEAST_LEASE_S",
+    "MOST_PER_CALL",
+    "Claim",
+    "ClaimDesk",
+    "ClaimRequest",
+    "Claimed",
+    "Ending",
+    "Kind",
+    "new_request",
+]

@@ -64,10 +64,14 @@ class ClaimDesk:
         for status in wanted:
             if status not in found.ready:
                 raise WrongStatusError(
-                    f"(any in {section})", found=f"status {status!r}", needed=f"a ready one: {', '.join(found.ready) or 'none'}"
+                    f"(any in {section})",
+                    found=f"status {status!r}",
+                    needed=f"a ready one: {', '.join(found.ready) or 'none'}",
                 )
         if not wanted:
-            raise WrongStatusError(f"(any in {section})", found="a section without ready statuses", needed="a ready one")
+            raise WrongStatusError(
+                f"(any in {section})", found="a section without ready statuses", needed="a ready one"
+            )
         tags = ("", *(check_name("capability", str(tag)) for tag in capabilities))
         return tuple(dict.fromkeys(lane_name(str(section), status, tag) for status in wanted for tag in tags))
 
@@ -105,7 +109,9 @@ class ClaimDesk:
         )
         return answers
 
-    async def _or_hand_back(self, asking: Coroutine[Any, Any, Answer], got: Callable[[Answer], list[Claimed]]) -> Answer:
+    async def _or_hand_back(
+        self, asking: Coroutine[Any, Any, Answer], got: Callable[[Answer], list[Claimed]]
+    ) -> Answer:
         """The answer of *asking*; what it *got* is handed back if the caller is cancelled meanwhile."""
         task = asyncio.ensure_future(asking)
         try:
@@ -142,7 +148,9 @@ class ClaimDesk:
                         hands.append(hand.decode())
                         continue
                     rows_of = zip(hand[0::3], hand[1::3], hand[2::3], strict=True)
-                    found = [self._claimed(*row, request.agent_id, token, ends_ms, lease_s, taken_at) for row in rows_of]
+                    found = [
+                        self._claimed(*row, request.agent_id, token, ends_ms, lease_s, taken_at) for row in rows_of
+                    ]
                     hands.append([each for each in found if each is not None])
                 return hands, due_s
             case [b"place", lane]:
@@ -208,7 +216,9 @@ class ClaimDesk:
             lanes = (read_item(item_id, record, None).claimed_from,)
         section = self._board.section(lanes[0].split("/")[0])
         lease_s = section.lease_s if lease_s is None else lease_s
-        asking = self._claim_item(item_id, ClaimRequest(agent_id=agent_id, role=role, lanes=tuple(lanes), lease_s=lease_s))
+        asking = self._claim_item(
+            item_id, ClaimRequest(agent_id=agent_id, role=role, lanes=tuple(lanes), lease_s=lease_s)
+        )
         return await self._or_hand_back(asking, lambda claimed: [claimed] if claimed else [])
 
     async def _claim_item(self, item_id: str, request: ClaimRequest) -> Claimed | None:
@@ -292,7 +302,12 @@ class ClaimDesk:
                 args += (claim.item_id, claim.token, lanes.index(claim.lane) + 1, int(claim.lease_s * 1000))
             answers = await self._store.call(
                 "renew",
-                [self._keys.rules, self._keys.items, self._keys.gates, *(self._keys.lane(lane).timed for lane in lanes)],
+                [
+                    self._keys.rules,
+                    self._keys.items,
+                    self._keys.gates,
+                    *(self._keys.lane(lane).timed for lane in lanes),
+                ],
                 args,
                 leases=True,
                 once=True,

@@ -144,11 +144,15 @@ def _settle(ending: Ending, answer: Any, future: asyncio.Future[tuple[str, int]]
                 claim.item_id, found=before.decode(), needed=f"a status from which the board allows {after.decode()!r}"
             )
         case [b"place", lane]:
-            error = WrongStatusError(claim.item_id, found=f"to be sent to {lane.decode()!r}", needed="a place of the board")
+            error = WrongStatusError(
+                claim.item_id, found=f"to be sent to {lane.decode()!r}", needed="a place of the board"
+            )
         case [b"version", found]:
             error = VersionConflictError(claim.item_id, found=int(found), needed=ending.version)
         case [b"large", size, limit]:
-            error = InvalidInputError(f"payload of item {claim.item_id!r}", found=f"{size} bytes", needed=f"at most {limit}")
+            error = InvalidInputError(
+                f"payload of item {claim.item_id!r}", found=f"{size} bytes", needed=f"at most {limit}"
+            )
         case _:
             error = LibraryMismatchError("end_claims", answer)
     future.set_exception(error)

@@ -54,7 +54,11 @@ class ClaimRequest:
         if self.role:
             check_name("role", self.role)
         check_seconds("lease_s", self.lease_s, least=LEAST_LEASE_S)
-        for what, number, least in (("most", self.most, 1), ("most_held", self.most_held, 0), ("lanes", len(self.lanes), 1)):
+        for what, number, least in (
+            ("most", self.most, 1),
+            ("most_held", self.most_held, 0),
+            ("lanes", len(self.lanes), 1),
+        ):
             if type(number) is not int or number < least:
                 raise InvalidInputError(what, found=number, needed=f"a whole number of at least {least}")
 

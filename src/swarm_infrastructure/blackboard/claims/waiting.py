@@ -130,7 +130,9 @@ class WaitingRoom:
                 elif bell is None and stopped < len(queue.waiting):
                     bell = asyncio.create_task(self._listen(queue))
                 patience_s = min(self._poll_s(queue.lease_s), 1.0 if stopped else 3600.0)
-                if due_s is not None and stopped < len(queue.waiting):  # wake when a lease ends, but not all processes at once
+                if due_s is not None and stopped < len(
+                    queue.waiting
+                ):  # wake when a lease ends, but not all processes at once
                     patience_s = min(patience_s, max(due_s, 0.0) + 0.002 + self._random.random() * 0.05)
                 arrived = asyncio.create_task(queue.arrived.wait())
                 try:
