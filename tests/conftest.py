@@ -16,7 +16,7 @@ import pytest
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, job_board
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.clock import ManualClock
-from swarm_infrastructure.store import Library, Store
+from swarm_infrastructure.store import Store, connections
 from swarm_infrastructure.testing import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,29 +32,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers",
-        "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out",
+        "markers", "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out"
     )
+    if name := config.getoption("--mutant"):
+        from mutants import mutant
 
-
-@pytest.fixture(scope="session")
-def library(pytestconfig: pytest.Config) -> Library | None:
-    """The function library to test: the shipped one (None), or the mutant that was asked for."""
-    name = pytestconfig.getoption("--mutant")
-    if name is None:
-        return None
-    from mutants import mutant
-
-    return mutant(name)
+        broken = mutant(name)
+        connections.shipped = lambda: broken  # what every Store of this run insists on
 
 
 @pytest.fixture
-async def connect(library: Library | None) -> AsyncIterator[Connect]:
+async def connect() -> AsyncIterator[Connect]:
     """Opens stores that are closed with the test: ``store = await connect(url)``."""
     async with AsyncExitStack() as stack:
 
         async def connect(url: str, **options: Any) -> Store:
-            options = {"library": library, "replace_library": library is not None} | options
             return await stack.enter_async_context(Store(url, **options))
 
         yield connect

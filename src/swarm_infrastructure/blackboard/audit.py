@@ -17,7 +17,7 @@ transaction, and only what stays wrong is reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,8 +202,9 @@ class _Audit:
 
     async def _read_events(self) -> None:
         start = "-" if self._last_event == "0-0" else "(" + self._last_event
+        end = await self._log.last_id()  # and no farther: a busy board may write faster than we read
         try:
-            async for event in self._log.read(start):
+            async for event in self._log.read(start, end):
                 self._view(event.item).events.append(event)
                 self._last_event = event.id
                 self._report.events += 1
@@ -211,23 +212,33 @@ class _Audit:
             self._report.breaches.append(Breach(invariant="I7", item="", what=str(error)))
 
     async def _look_again(self, suspects: Iterable[str]) -> dict[str, list[Breach]]:
-        places = await self._places()
-        views: dict[str, _View] = {}
-        for item_id in suspects:
-            record, payload, *scores = await self._store.commands(
-                ("HGET", self._keys.items, item_id),
-                ("HEXISTS", self._keys.payloads, item_id),
-                *(("ZSCORE", self._keys.prefix + name, item_id) for name in places),
-            )
-            view = _View(id=item_id, record=record, payload=bool(payload), events=self._view(item_id).events)
-            view.places = {name: float(score) for name, score in zip(places, scores, strict=True) if score is not None}
-            item = self._item(view)
-            if item and item.content_hash:
-                mark = await self._store.command("HGET", self._keys.dedup, item.content_hash)
-                view.mark = mark.decode().partition("|")[0] if mark else None
-            views[item_id] = self._views[item_id] = view
+        places, ids, views = await self._places(), list(suspects), list[_View]()
+        together = max(1, PAGE // (2 + len(places)))
+        for start in range(0, len(ids), together):
+            views += await self._read_again(ids[start : start + together], places)
+        self._views.update((view.id, view) for view in views)
         await self._read_events()  # after the records: the log must reach at least as far as they do
-        return {view.id: found for view in views.values() if (found := list(self._check(view)))}
+        return {view.id: found for view in views if (found := list(self._check(view)))}
+
+    async def _read_again(self, ids: Sequence[str], places: Sequence[str]) -> list[_View]:
+        questions: list[tuple[str, str, str]] = []
+        for item_id in ids:
+            questions += [("HGET", self._keys.items, item_id), ("HEXISTS", self._keys.payloads, item_id)]
+            questions += [("ZSCORE", self._keys.prefix + name, item_id) for name in places]
+        answers, views = iter(await self._store.commands(*questions)), []
+        for item_id in ids:
+            view = _View(
+                id=item_id, record=next(answers), payload=bool(next(answers)), events=self._view(item_id).events
+            )
+            scores = [(name, next(answers)) for name in places]
+            view.places = {name: float(score) for name, score in scores if score is not None}
+            views.append(view)
+        marked = [(view, item.content_hash) for view in views if (item := self._item(view)) and item.content_hash]
+        if marked:
+            marks = await self._store.command("HMGET", self._keys.dedup, *(mark for _, mark in marked))
+            for (view, _), mark in zip(marked, marks, strict=True):
+                view.mark = mark.decode().partition("|")[0] if mark else None
+        return views
 
     def _item(self, view: _View) -> Item | None:
         if view.record is None:
@@ -329,7 +340,8 @@ class _Audit:
         }
         for name, (found, needed) in told.items():
             if found != needed:
-                yield breach("I7", f"its {name} is {found!r}, the log says {needed!r}")
+                invariant = "I12" if name in ("attempts", "crashes") else "I7"
+                yield breach(invariant, f"its {name} is {found!r}, the log says {needed!r}")
 
     def _fold(self, view: _View, item: Item | None) -> tuple[_State | None, list[tuple[str, str]]]:
         newest = _place_in_log(item.event) if item else None
@@ -421,11 +433,8 @@ class _Audit:
             before = await self._log.last_id()
             counts, held = await self._store.commands(("HGETALL", self._keys.counts), ("HGETALL", self._keys.held))
             fence = await self._store.command("GET", self._keys.fence)
-            items = [
-                read_item(name, record, None)
-                async for name, record in self._scan("HSCAN", self._keys.items)
-                if record.count(b"|") == 15
-            ]
+            views = [_View(id=name, record=record) async for name, record in self._scan("HSCAN", self._keys.items)]
+            items = [item for view in views if (item := self._item(view))]
             if await self._log.last_id() == before:
                 self._compare_sums({item.id: item for item in items}, counts, held, int(fence or 0))
                 return

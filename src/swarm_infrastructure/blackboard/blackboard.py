@@ -20,6 +20,7 @@ import orjson
 
 from ..errors import (
     BoardMismatchError,
+    ClaimLostError,
     InvalidInputError,
     ItemNotFoundError,
     LibraryMismatchError,
@@ -99,6 +100,7 @@ class Blackboard:
         self._intake = Intake(store, self.keys, board)
         self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
         self._locks: Locks | None = None
+        self._destinations: dict[tuple[str, Place | str | None, str], str] = {}  # asked for → lane: few, asked often
         self._replace_board = replace_board
         self._random = random
         self._closing = AsyncExitStack()
@@ -283,6 +285,7 @@ class Blackboard:
         Raises:
             ItemNotFoundError: it isn't in this section.
             ItemHeldError: another process holds it.
+            ClaimLostError: this process held it, and its lease ran out.
         """
 
         def patched(item: Item) -> bytes:
@@ -465,18 +468,17 @@ class Blackboard:
             ClaimLostError: the lease ran out; nothing was written.
             WrongStatusError: the board allows no such step; the claim still holds.
         """
-        place = self._destination(claim, to)
-        if requires:
-            check_name("capability", requires)
+        target = self._destination(claim, to, requires)
         kept = dump_json(result, f"result of item {claim.item_id!r}") if result is not None else b""
         for _ in range(TRIES):
             payload, version = b"", 0
             if patch is not None:
-                item = of or await self.get(claim.item_id)
+                item = of or await self.find(claim.item_id)
+                if item is None:
+                    raise ClaimLostError(claim.item_id, claim.agent_id, claim.token, "the item was deleted")
                 payload, version = dump_payload(merge(item.payload, patch)), item.version
             ending = self._ending(
-                claim, "complete", lane_name(place.section, place.status, requires),
-                reason=reason, delay_s=delay_s, payload=payload, version=version, result=kept,
+                claim, "complete", target, reason=reason, delay_s=delay_s, payload=payload, version=version, result=kept,
             )  # fmt: skip
             try:
                 return (await self._end(ending))[1]
@@ -519,22 +521,32 @@ class Blackboard:
         """End a claim as if it had not been taken: no attempt, no crash is counted. Returns the new version."""
         return (await self._end(self.claims.hand_back_of(claim, reason=one_line(reason), delay_s=delay_s)))[1]
 
-    def _destination(self, claim: Claim, to: Place | str | None) -> Place:
+    def _destination(self, claim: Claim, to: Place | str | None, requires: str) -> str:
+        """The lane that *to* names, or where the section leads that *claim* was made in."""
+        asked = (claim.lane, to, requires)
+        known = self._destinations.get(asked)
+        if known is not None:
+            return known
+        if requires:
+            check_name("capability", requires)
         if to is not None:
             place = Place.parse(to)
-            return self.board.place(place.section, place.status)
-        name, status, _ = claim.lane.split("/")
-        section = self.board.section(name)
-        claimed = section.ready[status]
-        if claimed not in section.then:
-            raise WrongStatusError(
-                claim.item_id, found=f"in {name}/{claimed}, whose section names no next place", needed="a place",
-                step="say where it goes: complete(claim, 'section/status')",
-            )  # fmt: skip
-        return Place.parse(section.then[claimed])
+            place = self.board.place(place.section, place.status)
+        else:
+            name, status, _ = claim.lane.split("/")
+            section = self.board.section(name)
+            claimed = section.ready[status]
+            if claimed not in section.then:
+                raise WrongStatusError(
+                    claim.item_id, found=f"in {name}/{claimed}, whose section names no next place", needed="a place",
+                    step="say where it goes: complete(claim, 'section/status')",
+                )  # fmt: skip
+            place = Place.parse(section.then[claimed])
+        return self._destinations.setdefault(asked, lane_name(place.section, place.status, requires))
 
     def _ending(self, claim: Claim, kind: Kind, to: str, **facts: Any) -> Ending:
-        facts["reason"] = one_line(facts.get("reason", ""))
+        reason = facts.get("reason")
+        facts["reason"] = one_line(reason) if reason else ""
         return Ending(
             claim=claim,
             kind=kind,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import (
+    ClaimLostError,
     InvalidInputError,
     ItemHeldError,
     ItemNotFoundError,
@@ -74,7 +75,7 @@ class Changes:
             if item is None or item.section != section:
                 raise ItemNotFoundError(item_id, self._board.name, section)
             request, keys = new_request(), self._keys
-            before = keys.lane(item.lane)
+            before = keys.lane(item.claimed_from)
             after = keys.lane(lane_name(to.section, to.status, requires or "")) if to else before
             own = self.own_claim(item)
             answer = await self._store.call(
@@ -132,6 +133,8 @@ class Changes:
                 return ItemNotFoundError(item.id, self._board.name)
             case [b"held", holder]:
                 return ItemHeldError(item.id, holder.decode())
+            case [b"lost", why]:
+                return ClaimLostError(item.id, item.holder, item.token, why.decode())
             case [b"step", before, after]:
                 allowed = ", ".join(sorted(self._board.steps.get(before.decode(), ()))) or "nothing"
                 return WrongStatusError(

@@ -21,7 +21,7 @@ app = typer.Typer(
     help="See who works on a board; pause agents, let them go on, take their work away.", invoke_without_command=True
 )
 
-WhoArgument = Annotated[str | None, typer.Argument(metavar="[WHO]", help="An agent's id, or role:NAME.")]
+WhoArgument = Annotated[str | None, typer.Argument(metavar="WHO", help="An agent's id, or role:NAME.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every agent of the board.")]
 
 

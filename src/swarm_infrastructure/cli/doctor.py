@@ -36,7 +36,7 @@ class Check:
 
 
 def doctor(output: OutputOption = Output.TABLE) -> int:
-    """Check settings, Redis, boards, the data folder and what is installed; say what to do about each fault.
+    """Check what a swarm needs, and say what to do about each fault.
 
     Exit code 0 if nothing failed (warnings are fine), 3 for a wrong setting, board or server, 4 if Redis does not answer.
     """

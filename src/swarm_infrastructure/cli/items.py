@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 ItemArgument = Annotated[str, typer.Argument(metavar="ID", help="The item.")]
-ItemsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="One item, or several.")]
+ItemsArgument = Annotated[list[str], typer.Argument(metavar="ID", help="One item, or several.")]
 
 PARTLY = 6
 TEXT_LINES = 40  # of a payload or result in `show`; --output json has the rest

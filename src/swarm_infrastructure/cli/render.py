@@ -53,14 +53,12 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[
-    Output,
-    typer.Option("--output", "-o", help="For people (table), or for programs: json, or jsonl (an object a line)."),
+    Output, typer.Option("--output", "-o", metavar="FORMAT", help="table, json, or jsonl (an object a line).")
 ]
 BoardOption = Annotated[
-    str | None,
-    typer.Option("--board", "-b", metavar="NAME", help="The board; needed if the namespace has more than one."),
+    str | None, typer.Option("--board", "-b", metavar="NAME", help="The board, if the namespace has several.")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the item's history.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept, and shown.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 

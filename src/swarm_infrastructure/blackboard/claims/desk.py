@@ -42,6 +42,7 @@ class ClaimDesk:
             store, keys, ask=self._claim, hand_back=self._hand_back, random=random or chance.Random()
         )
         self._endings = Endings(store, keys, on_sent=self._room.wake_stopped)
+        self._quarantines: dict[str, str] = {}  # lane → its quarantine
         self._late: set[asyncio.Task[Any]] = set()  # claims under way whose caller is gone
         self._claim_keys = [
             keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
@@ -77,8 +78,11 @@ class ClaimDesk:
 
     def quarantine_of(self, lane: str) -> str:
         """The lane where items of *lane* go when they wore out."""
-        section, _, requires = lane.split("/")
-        return lane_name(section, self._board.quarantine, requires)
+        known = self._quarantines.get(lane)
+        if known is None:
+            section, _, requires = lane.split("/")
+            known = self._quarantines[lane] = lane_name(section, self._board.quarantine, requires)
+        return known
 
     def retry_of(self, lane: str) -> str:
         """The lane where items claimed from *lane* wait for their next attempt when one failed."""

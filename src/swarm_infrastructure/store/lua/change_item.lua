@@ -1,5 +1,5 @@
 -- change_item: change an item without a claim on it: by someone who read it, and only if nobody changed it since.
--- KEYS     1 board  2 items  3 payloads  4 events  5 counts   6-8 the lane it is in: line, timed, bell
+-- KEYS     1 board  2 items  3 payloads  4 events  5 counts   6-8 the lane it is in, or was claimed from: line, timed, bell
 --          9-11 the lane it goes to (may be the same): line, timed, bell
 -- ARGV     1 id  2 version as read  3 request  4 kind  5 agent or person  6 reason  7 trace  8 priority or ''
 --          9 delay_ms or ''  10 payload or ''  11 token of the caller's own claim, or ''
@@ -7,10 +7,11 @@
 --                retried (now, not when its delay ends)
 -- Returns  {'changed', version}, the same when repeated   {'missing'}   {'version', found}   {'held', agent}   {'kind', kind}
 --          {'step', from, to}   {'place', lane}   {'large', bytes, limit}   {'lane', lane}: it is elsewhere   {'priority', p}
+--          {'lost', why}: the caller's own claim
 -- Event    the kind
 local KINDS = { updated = true, moved = true, released = true, retried = true }
 
-local function judge_change(rules, record, argv, from, to, events)
+local function judge_change(rules, record, argv, from, to, events, ends_ms, now_ms)
   if not KINDS[argv[4]] then return { 'kind', argv[4] } end -- guard: change_kind
   if not record then return { 'missing' } end
   if record.version ~= argv[2] then
@@ -19,6 +20,7 @@ local function judge_change(rules, record, argv, from, to, events)
     return { 'version', record.version } -- guard: change_version
   end
   if record.holder ~= '' and record.token ~= argv[11] then return { 'held', record.holder } end -- guard: change_held
+  if record.holder ~= '' and tonumber(ends_ms or 0) <= now_ms then return { 'lost', 'the lease ran out' } end -- guard: change_lease
   if record.holder ~= '' and argv[4] ~= 'updated' then return { 'held', record.holder } end -- guard: change_held_by_self
   if record.holder == '' and lane_of(record) ~= from then return { 'lane', lane_of(record) } end -- guard: change_lane
   local section, status = split_lane(to)
@@ -41,11 +43,12 @@ local function change_item(keys, argv)
   local rules = read_rules(keys[1])
   local from, to = lane_name(keys[6]), lane_name(keys[9])
   local record = unpack_record(redis.call('HGET', keys[2], id))
-  local refused = judge_change(rules, record, argv, from, to, keys[4])
+  local waits_ms = redis.call('ZSCORE', keys[7], id)
+  local refused = judge_change(rules, record, argv, from, to, keys[4], waits_ms, now_ms)
   if refused then return refused end
 
   local changes = collect_changes(keys[2], keys[4], keys[5], argv[3])
-  local held, waits_ms = record.holder ~= '', redis.call('ZSCORE', keys[7], id)
+  local held = record.holder ~= ''
   if priority ~= '' then record.priority = priority end
   record.version = plus(record.version, 1)
   if not held then

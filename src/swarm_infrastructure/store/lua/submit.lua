@@ -23,6 +23,7 @@ local function judge_mark(context, mark)
   if not known then return nil end
   local first, ends_ms = string.match(known, '^([^|]*)|(%d+)$')
   if first and (ends_ms == '0' or tonumber(ends_ms) > context.now_ms) then return { 'duplicate', first } end -- guard: dedup
+  context.outlived[mark] = first
   return nil
 end
 
@@ -35,12 +36,13 @@ local function judge_cap(context, target)
 end
 
 local function judge(context, packed, id, target, priority, mark, payload)
+  if context.fresh[id] then return { 'exists', target.section } end -- guard: submit_exists_in_batch
   if packed then
     local existing = unpack_record(packed)
+    context.fresh[id] = true
     if existing and existing.request == context.request then return 'submitted' end -- guard: submit_repeat
     return { 'exists', existing and existing.section or '' } -- guard: submit_exists
   end
-  if context.fresh[id] then return { 'exists', target.section } end -- guard: submit_exists_in_batch
   if not target.place then return { 'place', target.name } end -- guard: submit_place
   if not string.find(priority, '^%d$') then return { 'priority', priority } end -- guard: submit_priority
   local bytes = target.limits.bytes
@@ -70,12 +72,21 @@ local function accept(context, changes, id, target, priority, delay_ms, mark, li
   change(changes, id, record, 'submitted', '', target.name, context.agent, '', '', context.trace)
 end
 
+-- forget_mark: an item's mark ran out and is another's now; its record must not name it any more.
+local function forget_mark(items, id, mark)
+  local record = unpack_record(redis.call('HGET', items, id))
+  if record and record.dedup == mark then
+    record.dedup = ''
+    redis.call('HSET', items, id, pack_record(record))
+  end
+end
+
 local function submit(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local rules = read_rules(keys[1])
   local context = {
     now_ms = now_ms, counts = keys[5], dedup = keys[7], request = argv[1], agent = argv[2], trace = argv[3],
-    fresh = {}, marked = {}, marks = {}, entered = {},
+    fresh = {}, marked = {}, marks = {}, outlived = {}, entered = {},
   }
   local changes = collect_changes(keys[2], keys[4], keys[5])
   local answers, texts, ids, targets = {}, {}, {}, {}
@@ -100,6 +111,9 @@ local function submit(keys, argv)
   redis.call('SET', keys[6], whole(seq))
   redis.call('HSET', keys[3], unpack(texts))
   if #context.marks > 0 then redis.call('HSET', context.dedup, unpack(context.marks)) end
+  for mark, id in pairs(context.outlived) do
+    if context.marked[mark] then forget_mark(keys[2], id, mark) end -- guard: dedup_outlived
+  end
   write_changes(changes)
   return answers
 end

@@ -42,7 +42,7 @@ local function lane_name(key)
 end
 
 local function split_lane(name)
-  return string.match(name, '^([^/]*)/([^/]*)/([^/]*)$')
+  return string.match(name, '^([^/|]*)/([^/|]*)/([^/|]*)$') -- a bar would tear the record
 end
 
 -- score: priority first, then the order of arrival: the priority's digit before 15 digits of seq. Priority 9 leaves room

@@ -1,0 +1,286 @@
+"""Is each guard in the Lua tested? Takes one away, runs the tests until one of them fails, and says which it was.
+
+A guard is a line of ``store/lua`` with a comment ``-- guard: name`` at its end. `DETAILS` adds lines that are no guards but
+matter as much: what is counted, what tokens are made of, who is woken. `EDITS` says how a guard is taken away where leaving
+out its line, or taking its condition for false, would be another change than that.
+
+    python tests/mutants.py [--jobs 2] [--redis-kind valkey] [names...]
+
+Without names: all of them. Exits with 1 if one survives: then the guard is superfluous, or a test is missing. Who killed
+which is remembered in ``tests/faults/results/mutants.json``, so that the next run asks that test first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from swarm_infrastructure.store import Library, assemble
+from swarm_infrastructure.testing import RedisServer
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "tests" / "faults" / "results" / "mutants.json"
+GUARD = re.compile(r"^(?P<code>.*?)\s*-- guard: (?P<name>\w+)\s*$")
+
+# Where the killer of a mutant is to be looked for first, by the beginning of its name.
+LIKELY = {
+    "submit": "test_submit.py", "dedup": "test_submit.py", "section": "test_submit.py", "payload": "test_submit.py",
+    "claim": "test_claims.py", "item": "test_claims.py", "gate": "test_claims.py", "most": "test_claims.py",
+    "lane": "test_claims.py", "token": "test_claims.py", "end": "test_endings.py", "fail": "test_endings.py",
+    "max": "test_endings.py", "renew": "test_leases.py", "reap": "test_leases.py", "change": "test_changes.py",
+    "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
+}  # fmt: skip
+FILES = (
+    "test_claims.py", "test_endings.py", "test_changes.py", "test_submit.py", "test_leases.py", "test_sketch.py",
+    "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
+    "test_store.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A library in which one thing is missing."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def edit(self, file: str, text: str) -> str:
+        """What `assemble` calls with each file."""
+        if file != self.file:
+            return text
+        if text.count(self.old) != 1:
+            raise LookupError(f"mutant {self.name}: found {text.count(self.old)} times in {file}, needed once: {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+# Guards whose line does more than to refuse: what to put for which part of it.
+EDITS = {
+    "lane_twice": ("not known[line]", "true"),
+    "claim_forged": ("record.holder == '' and lane_of(record) == one.lane.name", "true"),
+    "reap_forged": ("not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name", "not record"),
+    "sketch_order": ("its_place > 0 and its_place < place", "true"),
+    "fail_worn_out": (" or worn_out(rules.limits(record.section), record)", ""),
+    "end_twice": ("seen[claim.id] or ", ""),
+}
+
+# No guards, but what they rest on: (file, what is there, what to put for it)
+DETAILS = {
+    # halves of conditions
+    "end_token_only": ("end_claims.lua", "record.token ~= claim.token or record.holder == ''", "record.token ~= claim.token"),
+    "end_holder_only": ("end_claims.lua", "record.token ~= claim.token or record.holder == ''", "record.holder == ''"),
+    "renew_token_only": ("renew.lua", "record.token ~= token or record.holder == ''", "record.token ~= token"),
+    "renew_holder_only": ("renew.lua", "record.token ~= token or record.holder == ''", "record.holder == ''"),
+    "change_release_status": ("change_item.lua", "(record.status ~= rules.quarantine() or ", "("),
+    "change_release_ready": ("change_item.lua", " or rules.place(section, status) == '-')", ")"),
+    "claim_forged_holder": ("claim.lua", "record.holder == '' and lane_of(record)", "lane_of(record)"),
+    "claim_forged_lane": ("claim.lua", " and lane_of(record) == one.lane.name then", " then"),
+    "item_repeat_lease": ("claim_item.lua", " and due_ms > now_ms then -- guard: item_repeat", " then"),
+    "item_repeat_token": ("claim_item.lua", "ask == request and given == record.token", "ask == request"),
+    "claim_repeat_token": ("claim.lua", " and record.token == token then", " then"),
+    "claim_repeat_place": ("claim.lua", "tonumber(place) == i and ", ""),
+    "claim_repeat_ends": ("claim.lua", "ended_ms or ends_ms", "ends_ms"),
+    "dedup_for_ever": ("submit.lua", "ends_ms == '0' or ", ""),
+    "dedup_lifetime": ("submit.lua", "tonumber(ends_ms) > context.now_ms", "true"),
+    "delete_foreign_mark": ("delete_item.lua", "if first == id then", "if true then"),
+    "delete_mark": ("delete_item.lua", "redis.call('HDEL', keys[6], record.dedup)", "local _"),
+    "end_first_answer_quarantined": ("end_claims.lua", " or (kind == 'fail' and ending == 'quarantined')", ""),
+    "end_answers_remembered": ("end_claims.lua", "ending .. ',' .. string.match(record.endings, '^[^,]*')", "ending"),
+    "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
+    "board_clock": ("register_board.lua", "if offset then", "if false then"),
+    # counters
+    "end_crash_counted": ("60_claims.lua", "record.crashes = plus(record.crashes, 1)", "local _"),
+    "claim_attempt_counted": ("60_claims.lua", "record.attempts = plus(record.attempts, 1)", "local _"),
+    "claim_version_counted": ("60_claims.lua", "record.attempts = plus(record.attempts, 1)\n  record.version = plus(record.version, 1)", "record.attempts = plus(record.attempts, 1)"),
+    "reap_version_counted": ("60_claims.lua", "record.crashes = plus(record.crashes, 1)\n  record.version = plus(record.version, 1)", "record.crashes = plus(record.crashes, 1)"),
+    "end_version_counted": ("end_claims.lua", "record.version = plus(record.version, 1)", "local _"),
+    "change_version_counted": ("change_item.lua", "record.version = plus(record.version, 1)", "local _"),
+    "delete_version_counted": ("delete_item.lua", "record.version = plus(record.version, 1)", "local _"),
+    "end_hand_back_not_counted": ("end_claims.lua", "tonumber(record.attempts) - 1", "tonumber(record.attempts)"),
+    "end_complete_resets": ("end_claims.lua", "record.attempts, record.crashes = '0', '0'", "local _"),
+    "change_move_resets": ("change_item.lua", "if kind == 'moved' or kind == 'released' then record.attempts", "if kind == 'released' then record.attempts"),
+    "change_release_resets": ("change_item.lua", "if kind == 'moved' or kind == 'released' then record.attempts", "if kind == 'moved' then record.attempts"),
+    "claim_held_counted": ("60_claims.lua", "count(changes, context.held, agent, 1)", "local _"),
+    "reap_held_counted": ("60_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
+    "end_held_counted": ("end_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
+    "end_tallied": ("end_claims.lua", "count(changes, context.tallies, agent .. '|' .. kind, 1)", "local _"),
+    "claim_most_in_call": ("claim.lua", "promised[agent.id] = (promised[agent.id] or 0) + agent.n", "local _"),
+    "reap_limit": ("60_claims.lua", "limit = limit - #due", "local _"),
+    "reap_error_kept": ("60_claims.lua", "for _, row in ipairs(context.lapsed) do", "for _, row in ipairs({}) do"),
+    "fail_error_kept": ("end_claims.lua", "if group.error ~= '' then", "if false then"),
+    "fail_errors_bounded": ("50_changes.lua", "while #text > ERROR_BYTES do", "while false do"),
+    "submit_created_kept": ("50_changes.lua", "if record.created_ms == '' and record.event ~= '' then", "if false then"),
+    # places
+    "reap_leaves_timed": ("60_claims.lua", "  take_out(changes, lane.timed, id)\n  put_in(changes, line,", "  put_in(changes, line,"),
+    "end_leaves_timed": ("end_claims.lua", "take_out(changes, group.from.timed, claim.id)", "local _"),
+    "end_delay": ("end_claims.lua", "if lane.ready and delay_ms > 0 then", "if false then"),
+    "submit_delay": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if false then"),
+    "submit_delay_where_ready": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if delay_ms ~= '0' then"),
+    "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
+    "claim_priority": ("40_record.lua", "return record.priority .. string.sub", "return '0' .. string.sub"),
+    "claim_order": ("40_record.lua", "string.sub('000000000000000', #record.seq + 1) .. record.seq", "'000000000000000'"),
+    "claim_order_over_lanes": ("claim.lua", "a.score < b.score or", "a.score > b.score or"),
+    "claim_dealt_in_turn": ("claim.lua", "if #hands[i] < agent.n and next_one <= #taken then", "while #hands[i] < agent.n and next_one <= #taken do"),
+    # tokens
+    "token_after_the_last": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "now_us"),
+    "token_by_the_clock": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "tonumber(redis.call('GET', fence) or 0) + 1"),
+    "token_grows": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "math.max(tonumber(redis.call('GET', fence) or 0), now_us)"),
+    "token_kept": ("60_claims.lua", "redis.call('SET', fence, whole(token))", "local _"),
+    # gates
+    "gate_of_agent": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i + 1] or found[1]"),
+    "gate_of_role": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i] or found[1]"),
+    "gate_of_all": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i] or found[2 * i + 1]"),
+    "renew_never_shortens": ("renew.lua", "'XX', 'GT', ", "'XX', "),
+    # doorbells
+    "ring_when_ready": ("50_changes.lua", "if bell then ring(bell) end", "local _"),
+    "ring_once": ("50_changes.lua", "if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end", "redis.call('LPUSH', bell, '1')"),
+    "ring_when_work_is_left": ("claim.lua", "else ring(lane.bell) end", "end"),
+    "ring_off_when_none_is_left": ("claim.lua", "redis.call('DEL', lane.bell)", "local _"),
+    "ring_for_the_next_lease": ("claim.lua", "return due and whole(due) or ''", "return ''"),
+    # events
+    "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),
+    "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),
+    "sketch_band_bounded": ("sketch.lua", "if not mine and n < BAND_IDS then", "if not mine then"),
+    "sketch_place_kept": ("sketch.lua", "local laid = place > 0", "local laid = false"),
+}  # fmt: skip
+
+
+def _sources() -> dict[str, str]:
+    texts: dict[str, str] = {}
+
+    def note(file: str, text: str) -> str:
+        texts[file] = text
+        return text
+
+    assemble(note)
+    return texts
+
+
+def _without_guard(name: str, file: str, line: str, code: str) -> Mutant:
+    if name in EDITS:
+        old, new = EDITS[name]
+        assert code.count(old) == 1, f"guard {name}: its edit does not fit its line any more: {code.strip()}"
+        return Mutant(name, file, line, code.replace(old, new))
+    if found := re.fullmatch(r"(\s*(?:else)?if ).* then", code):  # the body is on the next lines
+        return Mutant(name, file, line, f"{found[1]}false then")
+    return Mutant(name, file, line, "")
+
+
+@lru_cache(maxsize=1)
+def mutants() -> dict[str, Mutant]:
+    """Every mutant by name: one for each guard in the Lua, then the details."""
+    found: dict[str, Mutant] = {}
+    for file, text in _sources().items():
+        for line in text.splitlines():
+            if match := GUARD.match(line):
+                name = match["name"]
+                assert name not in found, f"two guards are called {name}"
+                found[name] = _without_guard(name, file, line, match["code"])
+    unknown = set(EDITS) - set(found)
+    assert not unknown, f"there are edits for guards that are gone: {unknown}"
+    for name, (file, old, new) in DETAILS.items():
+        assert name not in found, f"a guard and a detail are both called {name}"
+        found[name] = Mutant(name, file, old, new)
+    return found
+
+
+def mutant(name: str) -> Library:
+    """The function library without the guard *name*."""
+    try:
+        return assemble(mutants()[name].edit)
+    except KeyError:
+        raise LookupError(f"no mutant {name!r}; there are: {', '.join(mutants())}") from None
+
+
+# --- the hunt ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant."""
+
+    name: str
+    killed_by: str  #: the test; "" if it survived
+    seconds: float
+
+
+def _tests_for(name: str) -> list[str]:
+    likely = next((file for prefix, file in LIKELY.items() if name.startswith(prefix)), FILES[0])
+    ordered = [likely, *(file for file in FILES if file != likely)]
+    integration = [f"tests/integration/{file}" for file in ordered if (ROOT / "tests/integration" / file).exists()]
+    properties = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/properties").glob("test_*.py"))
+    return integration + properties
+
+
+def _first_failure(name: str, tests: list[str], kind: str) -> str:
+    """The test that fails on this mutant, or ""."""
+    command = [
+        sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "--timeout=60", "-p", "no:randomly",
+        "--redis-kind", kind, "--mutant", name, *tests,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed:
+        return failed[1]
+    if any("::" in test for test in tests):
+        return ""  # the test of the last run has another name now
+    raise RuntimeError(f"mutant {name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def hunt(name: str, last_killer: str, kind: str) -> Outcome:
+    """Run tests against one mutant until one fails: the one that killed it last time, then all."""
+    started = time.monotonic()
+    killer = _first_failure(name, [last_killer], kind) if last_killer else ""
+    killer = killer or _first_failure(name, _tests_for(name), kind)
+    return Outcome(name, killer, round(time.monotonic() - started, 1))
+
+
+def _check_that_they_load(names: list[str], kind: str) -> None:
+    """A mutant that is no Lua at all would be killed by every test, and tell nothing."""
+    from redis import Redis
+
+    with RedisServer(kind) as server, Redis.from_url(server.url) as redis:
+        for name in names:
+            redis.function_load(mutant(name).source, replace=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Take each guard of the Lua away and see whether a test notices.")
+    parser.add_argument("--jobs", type=int, default=2, help="how many to hunt at once (default: 2)")
+    parser.add_argument("--redis-kind", choices=("valkey", "redis"), default="valkey")
+    parser.add_argument("names", nargs="*", help="guards or details; all of them by default")
+    options = parser.parse_args()
+    names = options.names or list(mutants())
+    _check_that_they_load(names, options.redis_kind)
+    known = json.loads(RESULTS.read_text())["mutants"] if RESULTS.exists() else {}
+
+    width = max(map(len, names))
+    print(f"{'guard':{width}} | killed by")
+    killed = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for outcome in pool.map(lambda name: hunt(name, known.get(name, {}).get("killed_by", ""), options.redis_kind), names):
+            killed += bool(outcome.killed_by)
+            print(f"{outcome.name:{width}} | {outcome.killed_by or 'SURVIVED'}", flush=True)
+            known[outcome.name] = {"killed_by": outcome.killed_by, "seconds": outcome.seconds}
+    print(f"{killed}/{len(names)} killed")
+
+    known = {name: known[name] for name in mutants() if name in known}
+    survivors = [name for name, row in known.items() if not row["killed_by"]]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({"killed": len(known) - len(survivors), "total": len(known), "survivors": survivors, "mutants": known}, indent=1) + "\n")
+    return 0 if killed == len(names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
