@@ -32,7 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out"
+        "markers",
+        "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out",
     )
     if name := config.getoption("--mutant"):
         from mutants import mutant

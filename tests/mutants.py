@@ -59,7 +59,9 @@ class Mutant:
         if file != self.file:
             return text
         if text.count(self.old) != 1:
-            raise LookupError(f"mutant {self.name}: found {text.count(self.old)} times in {file}, needed once: {self.old!r}")
+            raise LookupError(
+                f"mutant {self.name}: found {text.count(self.old)} times in {file}, needed once: {self.old!r}"
+            )
         return text.replace(self.old, self.new)
 
 
@@ -67,19 +69,30 @@ class Mutant:
 EDITS = {
     "lane_twice": ("not known[line]", "true"),
     "claim_forged": ("record.holder == '' and lane_of(record) == one.lane.name", "true"),
-    "reap_forged": ("not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name", "not record"),
+    "reap_forged": (
+        "not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name",
+        "not record",
+    ),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
     "fail_worn_out": (" or worn_out(rules.limits(record.section), record)", ""),
     "end_twice": ("seen[claim.id] or ", ""),
 }
 
+NEXT_TOKEN = "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)"
+RESETS = "if kind == 'moved' or kind == 'released' then record.attempts"
+CRASH, VERSION = "record.crashes = plus(record.crashes, 1)", "record.version = plus(record.version, 1)"
+ATTEMPT = "record.attempts = plus(record.attempts, 1)"
+GATES = "found[2 * i] or found[2 * i + 1] or found[1]"
+ENDED_TOKEN = "record.token ~= claim.token or record.holder == ''"
+RENEWED_TOKEN = "record.token ~= token or record.holder == ''"
+
 # No guards, but what they rest on: (file, what is there, what to put for it)
 DETAILS = {
     # halves of conditions
-    "end_token_only": ("end_claims.lua", "record.token ~= claim.token or record.holder == ''", "record.token ~= claim.token"),
-    "end_holder_only": ("end_claims.lua", "record.token ~= claim.token or record.holder == ''", "record.holder == ''"),
-    "renew_token_only": ("renew.lua", "record.token ~= token or record.holder == ''", "record.token ~= token"),
-    "renew_holder_only": ("renew.lua", "record.token ~= token or record.holder == ''", "record.holder == ''"),
+    "end_token_only": ("end_claims.lua", ENDED_TOKEN, "record.token ~= claim.token"),
+    "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "record.holder == ''"),
+    "renew_token_only": ("renew.lua", RENEWED_TOKEN, "record.token ~= token"),
+    "renew_holder_only": ("renew.lua", RENEWED_TOKEN, "record.holder == ''"),
     "change_release_status": ("change_item.lua", "(record.status ~= rules.quarantine() or ", "("),
     "change_release_ready": ("change_item.lua", " or rules.place(section, status) == '-')", ")"),
     "claim_forged_holder": ("claim.lua", "record.holder == '' and lane_of(record)", "lane_of(record)"),
@@ -98,17 +111,17 @@ DETAILS = {
     "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
     "board_clock": ("register_board.lua", "if offset then", "if false then"),
     # counters
-    "end_crash_counted": ("60_claims.lua", "record.crashes = plus(record.crashes, 1)", "local _"),
-    "claim_attempt_counted": ("60_claims.lua", "record.attempts = plus(record.attempts, 1)", "local _"),
-    "claim_version_counted": ("60_claims.lua", "record.attempts = plus(record.attempts, 1)\n  record.version = plus(record.version, 1)", "record.attempts = plus(record.attempts, 1)"),
-    "reap_version_counted": ("60_claims.lua", "record.crashes = plus(record.crashes, 1)\n  record.version = plus(record.version, 1)", "record.crashes = plus(record.crashes, 1)"),
-    "end_version_counted": ("end_claims.lua", "record.version = plus(record.version, 1)", "local _"),
-    "change_version_counted": ("change_item.lua", "record.version = plus(record.version, 1)", "local _"),
-    "delete_version_counted": ("delete_item.lua", "record.version = plus(record.version, 1)", "local _"),
+    "end_crash_counted": ("60_claims.lua", CRASH, "local _"),
+    "claim_attempt_counted": ("60_claims.lua", ATTEMPT, "local _"),
+    "claim_version_counted": ("60_claims.lua", f"{ATTEMPT}\n  {VERSION}", ATTEMPT),
+    "reap_version_counted": ("60_claims.lua", f"{CRASH}\n  {VERSION}", CRASH),
+    "end_version_counted": ("end_claims.lua", VERSION, "local _"),
+    "change_version_counted": ("change_item.lua", VERSION, "local _"),
+    "delete_version_counted": ("delete_item.lua", VERSION, "local _"),
     "end_hand_back_not_counted": ("end_claims.lua", "tonumber(record.attempts) - 1", "tonumber(record.attempts)"),
     "end_complete_resets": ("end_claims.lua", "record.attempts, record.crashes = '0', '0'", "local _"),
-    "change_move_resets": ("change_item.lua", "if kind == 'moved' or kind == 'released' then record.attempts", "if kind == 'released' then record.attempts"),
-    "change_release_resets": ("change_item.lua", "if kind == 'moved' or kind == 'released' then record.attempts", "if kind == 'moved' then record.attempts"),
+    "change_move_resets": ("change_item.lua", RESETS, "if kind == 'released' then record.attempts"),
+    "change_release_resets": ("change_item.lua", RESETS, "if kind == 'moved' then record.attempts"),
     "claim_held_counted": ("60_claims.lua", "count(changes, context.held, agent, 1)", "local _"),
     "reap_held_counted": ("60_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
     "end_held_counted": ("end_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
@@ -118,31 +131,47 @@ DETAILS = {
     "reap_error_kept": ("60_claims.lua", "for _, row in ipairs(context.lapsed) do", "for _, row in ipairs({}) do"),
     "fail_error_kept": ("end_claims.lua", "if group.error ~= '' then", "if false then"),
     "fail_errors_bounded": ("50_changes.lua", "while #text > ERROR_BYTES do", "while false do"),
-    "submit_created_kept": ("50_changes.lua", "if record.created_ms == '' and record.event ~= '' then", "if false then"),
+    "submit_created_kept": (
+        "50_changes.lua",
+        "if record.created_ms == '' and record.event ~= '' then",
+        "if false then",
+    ),
     # places
-    "reap_leaves_timed": ("60_claims.lua", "  take_out(changes, lane.timed, id)\n  put_in(changes, line,", "  put_in(changes, line,"),
+    "reap_leaves_timed": (
+        "60_claims.lua",
+        "  take_out(changes, lane.timed, id)\n  put_in(changes, line,",
+        "  put_in(changes, line,",
+    ),
     "end_leaves_timed": ("end_claims.lua", "take_out(changes, group.from.timed, claim.id)", "local _"),
     "end_delay": ("end_claims.lua", "if lane.ready and delay_ms > 0 then", "if false then"),
     "submit_delay": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if false then"),
     "submit_delay_where_ready": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if delay_ms ~= '0' then"),
     "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
     "claim_priority": ("40_record.lua", "return record.priority .. string.sub", "return '0' .. string.sub"),
-    "claim_order": ("40_record.lua", "string.sub('000000000000000', #record.seq + 1) .. record.seq", "'000000000000000'"),
+    "claim_order": (
+        "40_record.lua",
+        "string.sub('000000000000000', #record.seq + 1) .. record.seq",
+        "'000000000000000'",
+    ),
     "claim_order_over_lanes": ("claim.lua", "a.score < b.score or", "a.score > b.score or"),
-    "claim_dealt_in_turn": ("claim.lua", "if #hands[i] < agent.n and next_one <= #taken then", "while #hands[i] < agent.n and next_one <= #taken do"),
+    "claim_dealt_in_turn": (
+        "claim.lua",
+        "if #hands[i] < agent.n and next_one <= #taken then",
+        "while #hands[i] < agent.n and taken[next_one] do",
+    ),
     # tokens
-    "token_after_the_last": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "now_us"),
-    "token_by_the_clock": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "tonumber(redis.call('GET', fence) or 0) + 1"),
-    "token_grows": ("60_claims.lua", "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)", "math.max(tonumber(redis.call('GET', fence) or 0), now_us)"),
+    "token_after_the_last": ("60_claims.lua", NEXT_TOKEN, "now_us"),
+    "token_by_the_clock": ("60_claims.lua", ", now_us)\n  redis.call('SET', fence", ")\n  redis.call('SET', fence"),
+    "token_grows": ("60_claims.lua", NEXT_TOKEN, NEXT_TOKEN.replace(" + 1", "")),
     "token_kept": ("60_claims.lua", "redis.call('SET', fence, whole(token))", "local _"),
     # gates
-    "gate_of_agent": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i + 1] or found[1]"),
-    "gate_of_role": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i] or found[1]"),
-    "gate_of_all": ("60_claims.lua", "found[2 * i] or found[2 * i + 1] or found[1]", "found[2 * i] or found[2 * i + 1]"),
+    "gate_of_agent": ("60_claims.lua", GATES, "found[2 * i + 1] or found[1]"),
+    "gate_of_role": ("60_claims.lua", GATES, "found[2 * i] or found[1]"),
+    "gate_of_all": ("60_claims.lua", GATES, "found[2 * i] or found[2 * i + 1]"),
     "renew_never_shortens": ("renew.lua", "'XX', 'GT', ", "'XX', "),
     # doorbells
     "ring_when_ready": ("50_changes.lua", "if bell then ring(bell) end", "local _"),
-    "ring_once": ("50_changes.lua", "if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end", "redis.call('LPUSH', bell, '1')"),
+    "ring_once": ("50_changes.lua", "if redis.call('LLEN', bell) == 0 then", "do"),
     "ring_when_work_is_left": ("claim.lua", "else ring(lane.bell) end", "end"),
     "ring_off_when_none_is_left": ("claim.lua", "redis.call('DEL', lane.bell)", "local _"),
     "ring_for_the_next_lease": ("claim.lua", "return due and whole(due) or ''", "return ''"),
@@ -151,7 +180,7 @@ DETAILS = {
     "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),
     "sketch_band_bounded": ("sketch.lua", "if not mine and n < BAND_IDS then", "if not mine then"),
     "sketch_place_kept": ("sketch.lua", "local laid = place > 0", "local laid = false"),
-}  # fmt: skip
+}
 
 
 def _sources() -> dict[str, str]:
@@ -235,7 +264,9 @@ def _first_failure(name: str, tests: list[str], kind: str) -> str:
         return failed[1]
     if any("::" in test for test in tests):
         return ""  # the test of the last run has another name now
-    raise RuntimeError(f"mutant {name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    raise RuntimeError(
+        f"mutant {name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    )
 
 
 def hunt(name: str, last_killer: str, kind: str) -> Outcome:
@@ -269,7 +300,9 @@ def main() -> int:
     print(f"{'guard':{width}} | killed by")
     killed = 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(lambda name: hunt(name, known.get(name, {}).get("killed_by", ""), options.redis_kind), names):
+        for outcome in pool.map(
+            lambda name: hunt(name, known.get(name, {}).get("killed_by", ""), options.redis_kind), names
+        ):
             killed += bool(outcome.killed_by)
             print(f"{outcome.name:{width}} | {outcome.killed_by or 'SURVIVED'}", flush=True)
             known[outcome.name] = {"killed_by": outcome.killed_by, "seconds": outcome.seconds}
@@ -278,7 +311,13 @@ def main() -> int:
     known = {name: known[name] for name in mutants() if name in known}
     survivors = [name for name, row in known.items() if not row["killed_by"]]
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"killed": len(known) - len(survivors), "total": len(known), "survivors": survivors, "mutants": known}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps(
+            {"killed": len(known) - len(survivors), "total": len(known), "survivors": survivors, "mutants": known},
+            indent=1,
+        )
+        + "\n"
+    )
     return 0 if killed == len(names) else 1
 
 

@@ -207,7 +207,7 @@ def _ends_sentence(paragraph: str, start: int, end: re.Match[str]) -> bool:
     if not after:
         return True
     if not after[0].isspace():
-        return len(last_word) > 2 and last_word.isalpha() and last_word.islower() and bool(_GLUED.match(after))
+        return len(last_word) > 2 and last_word.isalpha() and last_word[1:].islower() and bool(_GLUED.match(after))
     following = after.lstrip(_OPENERS + "\t")
     if not following or following[0].islower():
         return not following
@@ -217,7 +217,7 @@ def _ends_sentence(paragraph: str, start: int, end: re.Match[str]) -> bool:
         key = last_word.lower()
         if key in _TITLES or (key in _BEFORE_NUMBERS and following[0].isdigit()):
             return False
-        if key in _MAYBE or len(last_word) == 1 or _DOTTED.fullmatch(last_word):
+        if key in _MAYBE or (len(last_word) == 1 and last_word.isalpha()) or _DOTTED.fullmatch(last_word):
             return opens
         if last_word.isdigit() and len(last_word) <= 2:
             if before.strip() == last_word or next_word in _MONTHS:  # a list's number, or a German date
@@ -636,8 +636,9 @@ def write_script(title: str, text: str, source: str, url: str, *, max_words: int
     """A script of the source's own sentences in reading order, with "Source: OUTLET." at its end.
 
     Starts with the first sentence that can be read out (news tells the main thing first), then adds by rank what says
-    something new, as long as it belongs to the rest (shares a word with the title or a chosen line, or follows right on
-    one) and leans on no sentence that is missing ("He also ..."). Without any such sentence the title is the one line.
+    something new, as long as it belongs to the story (shares a word with the title or a chosen line, or stands in a
+    paragraph of several sentences, which adverts and menus do not) and leans on no sentence that is missing ("He also
+    ..."). Without any such sentence the title is the one line.
 
     Args:
         title: becomes the headline.
@@ -686,6 +687,7 @@ def _choose(title: str, ranked: list[Ranked], paragraphs: list[int], room: int) 
         if _is_speakable(each.sentence, each.position) and each.sentence.rstrip(".!? ").lower() != headline
     }
     stems = {position: Counter(_content_stems(each.sentence)) for position, each in open_to_choice.items()}
+    prose = Counter(paragraphs[position] for position in open_to_choice)
     chosen: dict[int, Ranked] = {}
     told = set(_content_stems(title))
 
@@ -693,18 +695,13 @@ def _choose(title: str, ranked: list[Ranked], paragraphs: list[int], room: int) 
         alike = max((_cosine(stems[each.position], stems[position]) for position in chosen), default=0.0)
         return -1.0 if alike > _TOO_ALIKE else _MMR_LAMBDA * each.score - (1 - _MMR_LAMBDA) * alike
 
-    def goes_on(each: Ranked) -> bool:
-        """Whether it follows right on a chosen sentence."""
-        before = each.position - 1
-        return before in chosen and paragraphs[before] == paragraphs[each.position]
-
     def fits(each: Ranked) -> bool:
         length = count_words(each.sentence)
         leans = each.position > 0 and (length < 7 or _ANAPHOR.match(each.sentence))  # "The tenth plant was a carrot."
         return length <= room and (not leans or each.position - 1 in chosen)
 
     def belongs(each: Ranked) -> bool:
-        return goes_on(each) or not told.isdisjoint(stems[each.position])
+        return prose[paragraphs[each.position]] > 1 or not told.isdisjoint(stems[each.position])
 
     while open_to_choice:
         fitting = [each for each in open_to_choice.values() if fits(each)]

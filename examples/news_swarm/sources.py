@@ -24,7 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from html import unescape
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -285,7 +287,6 @@ def _xml_entries(
         import feedparser
     except ImportError as error:
         raise MissingExtraError("feedparser", "news") from error
-    from io import BytesIO
 
     headers = {"content-type": content_type} if content_type else {}
     if base:
@@ -314,7 +315,8 @@ def _xml_entry(ordinal: int, entry: Any, outlet: str) -> Article | Malformed:
     # Any field may be there and None. Asking for "updated" without looking first gets "published", and a warning.
     bodies = [part.get("value") for part in entry.get("content") or []]
     texts = [_plain(text, lines=True) for text in (*bodies, entry.get("summary"))]
-    when = entry.get("published_parsed") or (entry["updated_parsed"] if "updated_parsed" in entry else None)
+    stamps = (entry[name] for name in ("published_parsed", "updated_parsed") if name in entry)
+    when = next(filter(None, stamps), None)
     try:
         published_at = _utc(datetime.fromtimestamp(calendar.timegm(when), UTC)) if when else ""
     except (ValueError, OverflowError, OSError):  # a date no calendar has
@@ -492,6 +494,8 @@ class _Text(HTMLParser):
 def _plain(text: object, *, lines: bool = False) -> str:
     """*text* without markup, entities, control characters and surplus space; one line unless *lines*."""
     raw = "" if text is None else str(text)
+    if "&" in raw and not _TAG.search(raw):
+        raw = unescape(raw)  # JSON with markup that was escaped once more
     if "<" in raw and _TAG.search(raw):
         parser = _Text()
         try:
@@ -503,8 +507,6 @@ def _plain(text: object, *, lines: bool = False) -> str:
     else:
         raw = _unwrap(raw)
     if "&" in raw:
-        from html import unescape
-
         raw = unescape(raw)  # outlets escape twice: &amp;amp;
     tidy = (" ".join(line.split()) for line in _clean(raw).splitlines())
     return ("\n" if lines else " ").join(line for line in tidy if line)

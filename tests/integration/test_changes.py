@@ -159,9 +159,7 @@ async def test_a_priority_that_is_none_is_refused(board: Blackboard, priority: A
     assert await snapshot(board.store) == before
 
 
-@pytest.mark.parametrize(
-    "patch", [{"x": float("nan")}, {"x": {1}}, {"x": "\ud800"}, {1: 2}, [1], len]
-)
+@pytest.mark.parametrize("patch", [{"x": float("nan")}, {"x": {1}}, {"x": "\ud800"}, {1: 2}, [1], len])
 async def test_an_update_that_leaves_no_json_object_is_refused(board: Blackboard, patch: Any) -> None:
     await given_item(board, "a")
     before = await snapshot(board.store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -194,9 +193,9 @@ async def test_a_claim_takes_back_what_ran_out_before_it_looks_for_work(board: B
 
 
 @pytest.fixture
-async def keeper(board: Blackboard) -> AsyncIterator[LeaseKeeper]:
+async def keeper(board: Blackboard) -> LeaseKeeper:
     """A keeper that does nothing by itself."""
-    yield LeaseKeeper(board.claims)
+    return LeaseKeeper(board.claims)
 
 
 def aged(claim: object, lease_s: float, age_s: float) -> object:

@@ -126,7 +126,7 @@ class Model:
         over = [e for e in self.items.values() if e.holder and e.lane in wanted and e.ends_ms <= self.now_ms]
         for thing in sorted(over, key=lambda each: each.ends_ms)[:REAPED_PER_CALL]:
             thing.crashes += 1
-            thing.errors.append(("lease ended", thing.holder))
+            thing.errors.append(("lease_ended", thing.holder))
             self._settle(thing, "lease_ended", worn=self._worn(thing))
         return len(over)
 

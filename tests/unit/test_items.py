@@ -52,7 +52,7 @@ def test_an_item_that_nobody_touched_yet_was_created_when_it_changed_last() -> N
     ("record", "payload"),
     [
         ("", b"{}"), ("torn", b"{}"), (RECORD + "|more", b"{}"), (RECORD.rsplit("|", 1)[0], b"{}"),
-        (RECORD.replace("|3|", "|x|"), b"{}"), (RECORD.replace("|7|", "||"), b"{}"), (RECORD.replace("1795000000123-4", "x-y"), b"{}"),
+        (RECORD.replace("|3|", "|x|"), b"{}"), (RECORD.replace("|7|", "||"), b"{}"), (RECORD.replace("123-4", "x-y"), b"{}"),
         (b"\xff" * 20, b"{}"), (RECORD, b"{torn"), (RECORD, b""), (RECORD, b"[]"), (RECORD, b"7"), (RECORD, b"\xff"),
     ],
 )  # fmt: skip
@@ -92,7 +92,6 @@ class Old:
 @pytest.mark.parametrize(
     "payload",
     [Model(title="T"), Plain("T"), Old(), {"title": "T", "tags": []}, OrderedDict(title="T", tags=[])],
-
 )
 def test_whatever_describes_itself_becomes_a_json_object(payload: Any) -> None:
     assert orjson.loads(dump_payload(payload)) == {"title": "T", "tags": []}

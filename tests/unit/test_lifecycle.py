@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -45,13 +46,25 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "retry": (lambda: desk(retry="kept"), "retries in 'kept', which is not ready there"),
     "quarantine in use": (lambda: a_board(quarantine="kept"), "uses 'kept', which is the quarantine"),
     "then from nowhere": (lambda: desk(then={"new": "desk/kept"}), "'then' for 'new', which no claim leads to"),
-    "then to nowhere": (lambda: desk(then={"reading": "desk/gone"}), "leads to 'desk/gone', a place the board does not have"),
-    "then to no section": (lambda: desk(then={"reading": "bin/kept"}), "leads to 'bin/kept', a place the board does not have"),
+    "then to nowhere": (
+        lambda: desk(then={"reading": "desk/gone"}),
+        "leads to 'desk/gone', a place the board does not have",
+    ),
+    "then to no section": (
+        lambda: desk(then={"reading": "bin/kept"}),
+        "leads to 'bin/kept', a place the board does not have",
+    ),
     "then that is no place": (lambda: desk(then={"reading": "kept"}), "needed 'section/status'"),
     "then that no step allows": (lambda: desk(then={"reading": "desk/new"}), "steps allow 'reading' no such step"),
     "archive": (lambda: a_board(archive="attic/old"), "archive leads to 'attic/old'"),
-    "step from nowhere": (lambda: a_board(steps=STEPS | {"lost": frozenset({"kept"})}), "status 'lost' is in no section"),
-    "step to nowhere": (lambda: a_board(steps={"reading": frozenset({"kept", "lost"})}), "status 'lost' is in no section"),
+    "step from nowhere": (
+        lambda: a_board(steps=STEPS | {"lost": frozenset({"kept"})}),
+        "status 'lost' is in no section",
+    ),
+    "step to nowhere": (
+        lambda: a_board(steps={"reading": frozenset({"kept", "lost"})}),
+        "status 'lost' is in no section",
+    ),
     "final that is nowhere": (lambda: a_board(final=frozenset({"kept", "lost"})), "status 'lost' is in no section"),
     "unreachable": (lambda: desk(resting=("kept", "hidden")), "status 'hidden' can't be reached"),
     "dead end": (lambda: a_board(final=frozenset()), "dead end: from 'new' no final status can be reached"),
@@ -60,7 +73,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "ready status 'new' in section 'desk' has no way out",
     ),
     **{
-        f"{limit} {value!r}": (lambda limit=limit, value=value: desk(**{limit: value}), f"has {limit} {value!r}, needed")
+        f"{limit} {value!r}": (
+            lambda limit=limit, value=value: desk(**{limit: value}),
+            f"has {limit} {value!r}, needed",
+        )
         for limit, values in {
             "lease_s": (0, -1, 0.01, float("nan"), float("inf"), 10**9, "30", None),
             "max_attempts": (-1, 2.5, 3.0, "3", None, True, float("nan")),
@@ -139,7 +155,12 @@ def test_a_board_answers_what_it_allows() -> None:
 
 # --- what Redis holds -------------------------------------------------------------------------------------------------
 
-BOARDS = [NEWS, a_board(), job_board("jobs", "one", "two", lease_s=5, cap=7, max_attempts=0), a_board(archive="desk/kept")]
+BOARDS = [
+    NEWS,
+    a_board(),
+    job_board("jobs", "one", "two", lease_s=5, cap=7, max_attempts=0),
+    a_board(archive="desk/kept"),
+]
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
@@ -165,7 +186,11 @@ def test_the_digest_tells_boards_with_other_rules_apart() -> None:
         desk(then={"reading": "desk/kept"}, retry="new"),
         a_board(steps={"reading": frozenset({"kept"}), "kept": frozenset({"new"})}),
         a_board(
-            sections={"desk": Section(ready={"new": "reading"}, resting=("kept",), then={"reading": "desk/kept"}, entry="kept")},
+            sections={
+                "desk": Section(
+                    ready={"new": "reading"}, resting=("kept",), then={"reading": "desk/kept"}, entry="kept"
+                )
+            },
             steps={"reading": frozenset({"kept"}), "kept": frozenset({"new"})},
         ),
         a_board(sections={"desk": DESK, "bin": Section(resting=("kept",))}),
@@ -214,7 +239,9 @@ def test_members_of_an_enum_name_sections_and_statuses_as_plain_words_do() -> No
 
     board = Board(
         name="b",
-        sections={S("new"): Section(ready={S.NEW: S.READING}, resting=(S.KEPT,), entry=S.NEW, then={S.READING: "new/kept"})},
+        sections={
+            S("new"): Section(ready={S.NEW: S.READING}, resting=(S.KEPT,), entry=S.NEW, then={S.READING: "new/kept"})
+        },
         steps={S.READING: frozenset({S.KEPT})},
         final=frozenset({S.KEPT}),
     )
@@ -262,7 +289,7 @@ def test_the_news_board_keeps_to_the_product_document() -> None:
     ]  # fmt: skip
     assert NEWS.archive == "archive/archived"
     path = ["pending", "processing", "debating", "consensus_reached", "producing", "reviewing", "approved", "published"]
-    assert all(NEWS.allows(before, after) for before, after in zip(path, path[1:], strict=False))
+    assert all(NEWS.allows(before, after) for before, after in pairwise(path))
 
 
 def test_a_board_without_names_is_one_queue_called_jobs() -> None:

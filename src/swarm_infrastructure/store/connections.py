@@ -224,16 +224,24 @@ class Store:
             raise self._explain(str(parts[0]), error) from error
 
     async def commands(self, *many: Sequence[str | bytes | int | float]) -> list[Any]:
-        """Send plain commands in one round trip, as one transaction: nothing happens in between."""
+        """Send plain commands in one round trip, as one transaction: nothing happens in between.
+
+        Redis 7 refuses any transaction when it is out of memory, one that only reads too; then they go one by one.
+        """
+        together = True
 
         async def send() -> list[Any]:
-            async with self._turns, self._commands.pipeline(transaction=True) as pipeline:
+            async with self._turns, self._commands.pipeline(transaction=together) as pipeline:
                 for parts in many:
                     pipeline.execute_command(*parts)
                 return await pipeline.execute()
 
         try:
-            return await self._insist(send)
+            try:
+                return await self._insist(send)
+            except refused.OutOfMemoryError:
+                together = False
+                return await self._insist(send)
         except refused.ResponseError as error:
             raise self._explain(str(many[0][0]), error) from error
 
