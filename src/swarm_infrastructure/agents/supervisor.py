@@ -18,7 +18,7 @@ from random import Random
 
 import structlog
 
-from ..errors import SwarmError
+from ..errors import ConfigurationError
 from ..failure_recovery import RetryPolicy, backoff_s
 
 __all__ = ["Supervisor", "WorkerSeat", "worker_seat"]
@@ -78,7 +78,7 @@ class Supervisor:
         """Start the workers, and start those again that crash. Ends when all have left by themselves.
 
         Raises:
-            SwarmError: a worker could not start because of its configuration.
+            ConfigurationError: a worker could not start because of its configuration.
         """
         self._lifeline = os.pipe()
         try:
@@ -106,7 +106,7 @@ class Supervisor:
                 return
             if code == CONFIG_ERROR:
                 self.tell_to_stop()
-                raise SwarmError(f"worker {child.index} can't start; its message stands above")
+                raise ConfigurationError(f"worker {child.index} can't start; its message stands above")
             child.crashes = 1 if loop.time() - child.started_at > STEADY_S else child.crashes + 1
             pause_s = backoff_s(child.crashes, RESTARTS, self._random)
             self.restarts += 1

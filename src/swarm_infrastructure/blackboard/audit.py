@@ -304,6 +304,8 @@ class _Audit:
                 "I2" if item.holder else "I1",
                 f"it stands in {', '.join(standing) or 'nothing'}, needed exactly {' or '.join(sorted(allowed))}",
             )
+        if standing and standing[0].startswith("lane:") and view.places[standing[0]] != _score(item):
+            yield breach("I1", f"its place in line is {view.places[standing[0]]:.0f}, its record says {_score(item)}")
         if item.holder and section.ready.get(item.origin) != item.status:
             yield breach(
                 "I2", f"{item.holder!r} holds it from {item.origin!r}, from where a claim does not give {item.status!r}"
@@ -479,3 +481,8 @@ def _count(state: _State, event: Event) -> None:
 def _place_in_log(entry_id: str) -> tuple[int, int]:
     ms, _, n = entry_id.partition("-")
     return int(ms or 0), int(n or 0)
+
+
+def _score(item: Item) -> int:
+    """Its place in a line: see ``score_of`` in ``lua/shared/40_record.lua``."""
+    return item.priority * 10**15 + item.seq
