@@ -6,7 +6,7 @@ Each board is audited when its test has ended: whatever a test did, Redis must h
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from swarm_infrastructure.testing import RedisServer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for examples/ and benchmarks/
 
-Connect = Callable[..., Awaitable[Store]]
-OpenBoard = Callable[..., Awaitable[Blackboard]]
+sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for given.py
+
+from given import Connect, OpenBoard, clock_of  # noqa: E402 - there is no such module before the line above
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,15 +91,6 @@ async def board(open_board: OpenBoard) -> Blackboard:
 async def blackboard(open_board: OpenBoard) -> Blackboard:
     """The news board."""
     return await open_board(NEWS)
-
-
-def clock_of(blackboard: Blackboard) -> ManualClock:
-    """Moves the clock of one board."""
-
-    async def add_ms(ms: int) -> int:
-        return int(await blackboard.store.command("HINCRBY", blackboard.keys.rules, "clock_offset_ms", ms))
-
-    return ManualClock(add_ms)
 
 
 @pytest.fixture

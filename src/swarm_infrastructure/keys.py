@@ -82,7 +82,6 @@ class BoardKeys:
         self.beats = prefix + "beats"  #: zset: agents by their last heartbeat (ms)
         self.bands = prefix + "bands"  #: hash: signature band → ids of texts that show it
         self.sketched = prefix + "sketched"  #: hash: id → its place among the texts laid down
-        self.base = prefix + "base"  #: hash: id → record at the last trim, for items whose events are all gone
         self._lanes: dict[str, LaneKeys] = {}
 
     def lane(self, name: str) -> LaneKeys:

@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from conftest import clock_of
 from swarm_infrastructure.blackboard import Blackboard, Claimed, Item, Submission
 from swarm_infrastructure.blackboard.claims import ClaimRequest
+from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.store import Store
 
 __all__ = [
+    "Connect",
+    "OpenBoard",
     "Tape",
     "a_request",
     "clock_of",
@@ -25,6 +27,19 @@ __all__ = [
     "snapshot",
     "until",
 ]
+
+
+Connect = Callable[..., Awaitable[Store]]  #: the fixture ``connect``
+OpenBoard = Callable[..., Awaitable[Blackboard]]  #: the fixture ``open_board``
+
+
+def clock_of(blackboard: Blackboard) -> ManualClock:
+    """Moves the clock of one board."""
+
+    async def add_ms(ms: int) -> int:
+        return int(await blackboard.store.command("HINCRBY", blackboard.keys.rules, "clock_offset_ms", ms))
+
+    return ManualClock(add_ms)
 
 
 async def given_item(board: Blackboard, item_id: str = "a", section: str | None = None, **facts: Any) -> Item:

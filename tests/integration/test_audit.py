@@ -372,6 +372,11 @@ async def a_hash_made_over_to_another_item(shop: Shop) -> None:
     await shop.raw("HSET", shop.blackboard.keys.dedup, "same", "other|0")
 
 
+@forgery("I8", "first")
+async def a_hash_forgotten(shop: Shop) -> None:
+    await shop.raw("HDEL", shop.blackboard.keys.dedup, "same")
+
+
 @forgery("I8", "other")
 async def a_second_item_with_the_same_hash(shop: Shop) -> None:
     await shop.forge("other", dedup="same")

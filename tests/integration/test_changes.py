@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from given import Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot
+from given import Connect, OpenBoard, Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (

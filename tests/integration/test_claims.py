@@ -6,9 +6,20 @@ import asyncio
 from typing import Any
 
 import pytest
-from given import Tape, a_request, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot, until
+from given import (
+    OpenBoard,
+    Tape,
+    a_request,
+    clock_of,
+    given_claim,
+    given_item,
+    given_items,
+    held_call,
+    in_time,
+    snapshot,
+    until,
+)
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Claimed, ClaimRequest, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (

@@ -9,9 +9,8 @@ from typing import Any
 
 import orjson
 import pytest
-from given import Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
+from given import OpenBoard, Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Board, Claim, Section, Submission, job_board
 from swarm_infrastructure.blackboard.claims import Ending
 from swarm_infrastructure.clock import ManualClock

@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 from random import Random
 
 import pytest
-from given import clock_of, given_claim, given_item, given_items, in_time
+from given import OpenBoard, clock_of, given_claim, given_item, given_items, in_time
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, ClaimRequest, Event, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, RefusedError

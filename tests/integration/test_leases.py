@@ -6,9 +6,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from given import Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot, until
+from given import Connect, OpenBoard, Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot, until
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, LeaseKeeper, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError

@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from given import clock_of, given_item, held_call, in_time, until
+from given import Connect, OpenBoard, clock_of, given_item, held_call, in_time, until
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.blackboard.locks import Lock

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from given import given_claim, given_item, snapshot
+from given import Connect, given_claim, given_item, snapshot
 
-from conftest import Connect
 from swarm_infrastructure.blackboard import NEWS, Blackboard, BlackboardSection, ContentStatus, NewsItem, Submission
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, WrongStatusError

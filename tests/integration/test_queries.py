@@ -7,9 +7,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from given import clock_of, given_claim, given_item, given_items
+from given import OpenBoard, clock_of, given_claim, given_item, given_items
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Item, Submission, job_board
 from swarm_infrastructure.errors import InvalidInputError, ItemNotFoundError, UnknownSectionError
 

@@ -6,9 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from given import Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
+from given import OpenBoard, Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import AgentStatus, Blackboard, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemNotFoundError

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from given import Tape, given_item, snapshot
+from given import Connect, OpenBoard, Tape, given_item, snapshot
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard
 
 STORY = "The city council voted on Tuesday evening to close the old harbour bridge for repairs until the end of next spring."

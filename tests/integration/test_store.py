@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from given import given_claim, given_item, given_items, in_time, snapshot
+from given import Connect, OpenBoard, given_claim, given_item, given_items, in_time, snapshot
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.clock import ManualClock

@@ -8,10 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
-from given import Tape, given_claim, given_item, given_items, snapshot
+from given import OpenBoard, Tape, given_claim, given_item, given_items, snapshot
 from pydantic import BaseModel
 
-from conftest import OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, BlackboardSection, NewsItem, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, RefusedError, SectionFullError, UnknownSectionError

@@ -9,9 +9,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from given import Tape, a_request, given_claim, given_item, given_items, held_call, in_time, until
+from given import Connect, OpenBoard, Tape, a_request, given_claim, given_item, given_items, held_call, in_time, until
 
-from conftest import Connect, OpenBoard
 from swarm_infrastructure.blackboard import Blackboard, Claimed, ClaimRequest, job_board
 from swarm_infrastructure.errors import LibraryMismatchError, StoreUnavailableError
 from swarm_infrastructure.store import Store

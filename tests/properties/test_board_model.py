@@ -373,9 +373,9 @@ class Machine:
         who = ", ".join(f"{ask.agent} {ask.most}" + f" (holding {ask.most_held})" * bool(ask.most_held) for ask in asks)
         await self.step(f"claim {section}/{'|'.join(statuses)} {tags} for {who}", real, expected)
 
-    @way(5)
+    @way(8)
     async def claim_item(self) -> None:
-        item, section = self.an_item(lambda thing: thing.section in self.busy)
+        item, section = self.an_item(lambda thing: thing.attempts > 0 or self.model.claimable(thing))
         agent, lease_s = self.one_of(AGENTS), self.one_of([2.5, self.board.sections[section].lease_s])
 
         async def real() -> bool:
@@ -480,6 +480,10 @@ class Machine:
             self.open.discard(name)
             self.endings.append(part)
 
+    def _worn_claims(self) -> list[str]:
+        """Claims of items that failed or crashed before."""
+        return [name for name in sorted(self.open) if self.claims[name][0].item.attempts > 1]
+
     def _onward(self, name: str) -> list[str]:
         """Where the board lets this claim be completed to."""
         allowed = self.board.steps[self.claims[name][0].item.status]
@@ -502,8 +506,8 @@ class Machine:
 
     @way(11, lambda machine: machine.open)
     async def fail(self) -> None:
-        name = self.an_open_claim()
-        give_up = self.one_of([False, False, False, True])
+        name = self.one_of(sorted(self.open) + self._worn_claims() * 4)
+        give_up = self.number(0, 7) == 0
         await self._end(name, self._failure(name, retry_in_s=self.one_of(DELAYS), give_up=give_up))
 
     @way(4, lambda machine: machine.open)

@@ -189,10 +189,11 @@ def test_entities_in_a_doctype_are_not_expanded(given_file):
     assert "root" not in reading.articles[0].title
 
 
-def test_a_feed_whose_text_is_a_path_is_not_opened(given_file):
-    secret = given_file(RSS.format(ITEM.format("secret", "x")), "secret.xml")
+def test_a_feed_whose_text_is_the_name_of_a_file_is_not_opened(given_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given_file(RSS.format(ITEM.format("secret", "x")), "<secret")
     with pytest.raises(FeedError):
-        read_source(given_file("<" + secret, "evil.xml"))
+        read_source(given_file("<secret", "evil.xml"))
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def test_a_new_number_makes_a_duplicate_at_most_a_linked_story():
 def test_short_texts_are_compared_by_all_their_words():
     assert similarity("Oh no", "oh no!") == 1.0
     assert similarity("Yes", "No") == 0.0
+    assert len(sketch("Yes")) == BANDS
 
 
 def test_scripts_without_spaces_are_compared_by_characters():

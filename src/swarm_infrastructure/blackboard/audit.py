@@ -280,8 +280,9 @@ class _Audit:
                 yield breach("I1", "it has a payload but no record")
         else:
             yield from self._check_place(view, item, breach)
-            if item.content_hash and view.mark not in (None, view.id):
-                yield breach("I8", f"content hash {item.content_hash} was accepted for {view.mark!r} too")
+            if item.content_hash and view.mark != view.id:
+                what = f"was accepted for {view.mark!r} too" if view.mark else "is forgotten: a copy would be accepted"
+                yield breach("I8", f"content hash {item.content_hash} {what}")
         state, faults = self._fold(view, item)
         for invariant, what in faults:
             yield breach(invariant, what)

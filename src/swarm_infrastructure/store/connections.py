@@ -305,7 +305,12 @@ class Store:
                 "(all)", found="Redis at its maxmemory", needed="free memory; completions still work meanwhile"
             )
         if isinstance(error, refused.NoPermissionError):
-            return ServerUnfitError(self.shown, found=text, needed="the rights of a worker", step="see redis/users.acl")
+            return ServerUnfitError(
+                self.shown,
+                found=text,
+                needed="the rights of a worker",
+                step="grant it FCALL and the commands that the functions call",
+            )
         if "unknown command" in text.lower() and "fcall" in text.lower():
             return ServerUnfitError(
                 self.shown, found="a server without functions", needed="Redis >= 7.0 or Valkey", step="upgrade it"
