@@ -52,7 +52,7 @@ mutants: .venv/.ready-test  ## delete each guard in the Lua, one at a time: some
 	$(BIN)/python tests/mutants.py
 
 faults: .venv/.ready-test  ## killed workers, killed Redis, frozen workers: 20 rounds each
-	$(BIN)/python -m pytest -q --redis-kind valkey tests/faults --rounds 20
+	SWARM_FAULT_ROUNDS=20 SWARM_FAULT_RESULTS=1 $(BIN)/python -m pytest -q --redis-kind valkey tests/faults
 
 bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
 	$(BIN)/python benchmarks/bench.py

@@ -20,9 +20,7 @@ from swarm_infrastructure.store import Store, connections
 from swarm_infrastructure.testing import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for examples/ and benchmarks/
-
-sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for given.py
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]  # for examples/ and benchmarks/, and for given.py
 
 from given import Connect, OpenBoard, clock_of  # noqa: E402 - there is no such module before the line above
 

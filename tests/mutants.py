@@ -299,26 +299,28 @@ def main() -> int:
     width = max(map(len, names))
     print(f"{'guard':{width}} | killed by")
     killed = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(
-            lambda name: hunt(name, known.get(name, {}).get("killed_by", ""), options.redis_kind), names
-        ):
-            killed += bool(outcome.killed_by)
-            print(f"{outcome.name:{width}} | {outcome.killed_by or 'SURVIVED'}", flush=True)
-            known[outcome.name] = {"killed_by": outcome.killed_by, "seconds": outcome.seconds}
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            hunts = [
+                pool.submit(hunt, name, known.get(name, {}).get("killed_by", ""), options.redis_kind) for name in names
+            ]
+            for each in hunts:
+                outcome = each.result()
+                killed += bool(outcome.killed_by)
+                print(f"{outcome.name:{width}} | {outcome.killed_by or 'SURVIVED'}", flush=True)
+                known[outcome.name] = {"killed_by": outcome.killed_by, "seconds": outcome.seconds}
+    finally:
+        _remember(known)
     print(f"{killed}/{len(names)} killed")
-
-    known = {name: known[name] for name in mutants() if name in known}
-    survivors = [name for name, row in known.items() if not row["killed_by"]]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {"killed": len(known) - len(survivors), "total": len(known), "survivors": survivors, "mutants": known},
-            indent=1,
-        )
-        + "\n"
-    )
     return 0 if killed == len(names) else 1
+
+
+def _remember(outcomes: dict[str, dict[str, object]]) -> None:
+    known = {name: outcomes[name] for name in mutants() if name in outcomes}
+    survivors = [name for name, row in known.items() if not row["killed_by"]]
+    report = {"killed": len(known) - len(survivors), "total": len(known), "survivors": survivors, "mutants": known}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PATIENCE_S = 45.0  # for what must happen; a machine that runs other tests too is slow, and a failure may take its time
 SLACK_S = 1.0  # what the design allows between the end of a lease and the next offer
 ENDS = frozenset({"completed", "failed", "quarantined", "handed_back", "lease_ended"})
-OPEN: Any = object()
+Found = TypeVar("Found")
 
 
-async def until[Found](
+async def until(
     condition: Callable[[], Found | Awaitable[Found]],
     what: str,
     *,

@@ -128,6 +128,11 @@ async def an_item_taken_out_of_its_line(shop: Shop) -> None:
     await shop.raw("ZREM", shop.line(NEW), "first")
 
 
+@forgery("I1", "other")
+async def an_item_pushed_to_the_front_of_its_line(shop: Shop) -> None:
+    await shop.raw("ZADD", shop.line(NEW), 1, "other")
+
+
 @forgery("I1", "later")
 async def a_delayed_item_taken_out_of_its_timed_set(shop: Shop) -> None:
     await shop.raw("ZREM", shop.timed(NEW), "later")
