@@ -80,9 +80,11 @@ class Scout(BaseAgent):
             articles.setdefault(story_id(article), []).append(article)
         submissions = [self._submission(location, run, each[0]) for each in articles.values()]
         answers = await work.submit(*submissions)
+        there = await self.swarm.blackboard.find_many([answer.duplicate_of for answer in answers if not answer])
+        found = {item.id: item for item in there if item is not None}
         for answer, same in zip(answers, articles.values(), strict=True):
             first, *copies = same
-            if answer or await self._is_ours(answer.duplicate_of, location, run, first):
+            if answer or _is_ours(found.get(answer.duplicate_of), location, run, first):
                 stories.append(answer.id)
             else:
                 copies = same
@@ -97,13 +99,6 @@ class Scout(BaseAgent):
                 "note": reading.note,
             }
         )
-
-    async def _is_ours(self, item_id: str, location: str, run: str, article: Article) -> bool:
-        """Whether an item that was there already came from this very entry: of this run, or of one that was cut off."""
-        item = await self.swarm.blackboard.find(item_id)
-        if item is None or item.payload.get("occurrence") != occurrence_of(location, article.ordinal):
-            return False
-        return item.payload.get("run") == run or item.status not in {*BOARD.final, BOARD.quarantine}
 
     @staticmethod
     def _submission(location: str, run: str, article: Article) -> Submission:
@@ -126,6 +121,13 @@ class Scout(BaseAgent):
         )
 
 
+def _is_ours(item: Item | None, location: str, run: str, article: Article) -> bool:
+    """Whether an item that was there already came from this very entry: of this run, or of one that was cut off."""
+    if item is None or item.payload.get("occurrence") != occurrence_of(location, article.ordinal):
+        return False
+    return item.payload.get("run") == run or item.status not in {*BOARD.final, BOARD.quarantine}
+
+
 class Analyst(BaseAgent):
     """Decides whether an article is news, and from which angle to tell it."""
 
@@ -134,24 +136,26 @@ class Analyst(BaseAgent):
 
     async def process(self, item: NewsItem, work: Work) -> Outcome:
         """Judge one article."""
-        verdict = engine.newsworthiness(item.title, item.content)
-        judged: dict[str, Any] = {"confidence": verdict.confidence, "reasons": list(verdict.reasons)}
+        verdict, patch = await asyncio.to_thread(_judge, item)  # in a thread: a busy loop could not renew leases
         if verdict.confidence < 0.3:
             return work.move(
                 BlackboardSection.ARCHIVE,
                 ContentStatus.ARCHIVED,
-                patch={"verdict": judged, "rejected_because": verdict.reasons[0]},
+                patch={"verdict": patch["verdict"], "rejected_because": verdict.reasons[0]},
                 reason=f"not news: {verdict.reasons[0]}",
             )
-        return work.move(
-            BlackboardSection.CONSENSUS,
-            patch={
-                "verdict": judged,
-                "topics": list(dict.fromkeys([*engine.topics(item.title, item.content), *item.topics]))[:8],
-                "sentiment_score": engine.sentiment(f"{item.title}. {item.content}"),
-                "angle": engine.angle(item.title, item.content),
-            },
-        )
+        return work.move(BlackboardSection.CONSENSUS, patch=patch)
+
+
+def _judge(item: NewsItem) -> tuple[engine.Verdict, dict[str, Any]]:
+    verdict = engine.newsworthiness(item.title, item.content)
+    patch: dict[str, Any] = {"verdict": {"confidence": verdict.confidence, "reasons": list(verdict.reasons)}}
+    if verdict.confidence >= 0.3:
+        topics = [*engine.topics(item.title, item.content), *item.topics]
+        patch["topics"] = list(dict.fromkeys(topics))[:8]
+        patch["sentiment_score"] = engine.sentiment(f"{item.title}. {item.content}")
+        patch["angle"] = engine.angle(item.title, item.content)
+    return verdict, patch
 
 
 class Writer(BaseAgent):
@@ -162,7 +166,7 @@ class Writer(BaseAgent):
 
     async def process(self, item: NewsItem, work: Work) -> Outcome:
         """Write one script."""
-        script = engine.write_script(item.title, item.content, item.source, item.url)
+        script = await asyncio.to_thread(engine.write_script, item.title, item.content, item.source, item.url)
         return work.move(BlackboardSection.REVIEW_QUEUE, patch={"script": output.script_to_json(script)})
 
 
@@ -175,7 +179,8 @@ class Reviewer(BaseAgent):
     async def process(self, item: Item, work: Work) -> Outcome:
         """Check one script."""
         news = NewsItem.from_dict(item.payload)
-        faults = engine.check_script(output.script_from_json(item.payload["script"]), news.title, news.content)
+        script = output.script_from_json(item.payload["script"])
+        faults = await asyncio.to_thread(engine.check_script, script, news.title, news.content)
         if faults:
             return work.move(
                 BlackboardSection.ARCHIVE,

@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from swarm_infrastructure.errors import InvalidInputError
@@ -141,6 +142,7 @@ def _content_stems(text: str) -> list[str]:
     return [_stem(word) for word in _words(text) if len(word) > 2 and word not in _STOP and not word.isdigit()]
 
 
+@lru_cache(maxsize=256)
 def _language(text: str) -> str:
     """'en', 'de', or '' when neither's little words prevail."""
     words = _words(text)[:400]
@@ -200,10 +202,13 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+_REACH = 80  # characters looked at on each side of a full stop: a text of nothing but full stops must not take for ever
+
+
 def _ends_sentence(paragraph: str, start: int, end: re.Match[str]) -> bool:
-    after = paragraph[end.end() :]
-    before = paragraph[start : end.start()]
-    last_word = before.split()[-1].lstrip(_OPENERS) if before and not before[-1].isspace() else ""
+    after = paragraph[end.end() : end.end() + _REACH]
+    before = paragraph[max(start, end.start() - _REACH) : end.start()]
+    last_word = before.split()[-1].lstrip(_OPENERS) if before.strip() and not before[-1].isspace() else ""
     if not after:
         return True
     if not after[0].isspace():
@@ -211,7 +216,8 @@ def _ends_sentence(paragraph: str, start: int, end: re.Match[str]) -> bool:
     following = after.lstrip(_OPENERS + "\t")
     if not following or following[0].islower():
         return not following
-    next_word = "".join(_WORD.findall(following)[:1]).lower()
+    word = _WORD.search(following)
+    next_word = word.group().lower() if word else ""
     opens = next_word in _STARTERS
     if end.group() == ".":
         key = last_word.lower()
@@ -506,7 +512,7 @@ _NEGATION_REACH = 3  # words: "not a very good day" turns, "not here. A good day
 def sentiment(text: str) -> float:
     """The balance of good and bad words, from -1 (all bad) over 0 (even, or none known) to 1 (all good).
 
-    Counts some 330 English and 50 German words; a negation up to three words before turns one round. It knows no irony,
+    Counts some 390 English and 45 German words; a negation up to three words before turns one round. It knows no irony,
     no context and no names: "the storm that nobody feared" is bad news to it. Good for sorting, not for judging.
     """
     balance, weight = 0, 0
