@@ -49,7 +49,7 @@ class Hand(BaseAgent):
             case "sleep":
                 await asyncio.sleep(seconds)
             case "block":
-                time.sleep(seconds)  # noqa: ASYNC251 - that it blocks is the point
+                time.sleep(seconds)
             case "raise":
                 raise RuntimeError("told to fail")
             case "exit":

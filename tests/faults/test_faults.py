@@ -37,6 +37,7 @@ ROUNDS = int(os.environ.get("SWARM_FAULT_ROUNDS", "2"))
 SEED = int(os.environ.get("SWARM_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 LEASE_S = 1.0
 GRACE_S = 2.0
+NEWS_LEASE_S = 4.0  # the news swarm computes: on a busy machine its loop may stand still for half a second
 
 
 class Arena:
@@ -87,7 +88,14 @@ class Arena:
         }
 
     async def start(self, processes: int) -> subprocess.Popen[bytes]:
-        words = [sys.executable, str(HERE / "job_swarm.py"), "--processes", str(processes), "--ledger", str(self.ledger.path)]
+        words = [
+            sys.executable,
+            str(HERE / "job_swarm.py"),
+            "--processes",
+            str(processes),
+            "--ledger",
+            str(self.ledger.path),
+        ]
         before = len(self.ledger.lines("up"))
         process = subprocess.Popen(words, env=self.environment, stderr=subprocess.DEVNULL)
         self.processes.append(process)
@@ -315,12 +323,30 @@ async def test_connections_cut_all_the_time_lose_nothing(arena: Arena) -> None:
 def news_lines(n: int, seed: int) -> str:
     """*n* articles that are news and unlike each other."""
     chance = random.Random(seed)
-    towns = [f"{a}{b}" for a in ("Har", "Mill", "Oak", "Stone", "Low", "Brack", "Elm") for b in ("ford", "bury", "wick", "combe")]
-    things = ["bridge", "library", "ferry", "market hall", "tram line", "sea wall", "reservoir", "museum", "bakery", "mill"]
+    towns = [
+        f"{a}{b}"
+        for a in ("Har", "Mill", "Oak", "Stone", "Low", "Brack", "Elm")
+        for b in ("ford", "bury", "wick", "combe")
+    ]
+    things = [
+        "bridge",
+        "library",
+        "ferry",
+        "market hall",
+        "tram line",
+        "sea wall",
+        "reservoir",
+        "museum",
+        "bakery",
+        "mill",
+    ]
     verbs = ["reopened", "closed", "was sold", "was repaired", "was painted", "was moved", "was flooded", "was praised"]
     lines = []
     for i in range(n):
-        words = ["".join(chance.choices("bcdfglmnprst", k=1) + chance.choices("aeiou", k=1)) * 2 + str(i % 7) for _ in range(30)]
+        words = [
+            "".join(chance.choices("bcdfglmnprst", k=1) + chance.choices("aeiou", k=1)) * 2 + str(i % 7)
+            for _ in range(30)
+        ]
         town, thing, verb = chance.choice(towns), chance.choice(things), chance.choice(verbs)
         text = (
             f"The {thing} of {town} {verb} on Monday after {chance.randrange(2, 90)} days of work by the council. "
@@ -328,7 +354,8 @@ def news_lines(n: int, seed: int) -> str:
             f"The cost was {chance.randrange(100, 9999)} thousand, which {' '.join(words[12:22])} had been promised last year. "
             f"A second {chance.choice(things)} will be built near {' '.join(words[22:])} before the winter comes."
         )
-        lines.append(json.dumps({"title": f"{thing} of {town} {verb} ({i})", "content": text, "source": {"name": f"Paper {i % 9}"}}))
+        title = f"{thing} of {town} {verb} ({i})"
+        lines.append(json.dumps({"title": title, "content": text, "source": {"name": f"Paper {i % 9}"}}))
     return "\n".join(lines)
 
 
@@ -339,10 +366,9 @@ async def drive_news(arena: Arena, feed: Path, rounds: int, read: int) -> list[f
         out, summary = arena.folder / f"out{n}", arena.folder / f"summary{n}.json"
         words = [sys.executable, str(ROOT / "examples/news_swarm/main.py"), str(feed), "--processes", "3"]
         namespace = f"{arena.namespace}n{n}"
-        process = subprocess.Popen(
-            [*words, "--out", str(out), "--summary", str(summary)],
-            env=arena.environment | {"SWARM_ID": namespace}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        words += ["--out", str(out), "--summary", str(summary)]
+        environment = arena.environment | {"SWARM_ID": namespace, "SWARM_LEASE_S": str(NEWS_LEASE_S)}
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         arena.processes.append(process)
         await until(lambda out=out: out.is_dir() and any(out.iterdir()), "the first story")
         await asyncio.sleep(arena.random.uniform(0, 1.0))
@@ -358,7 +384,9 @@ async def drive_news(arena: Arena, feed: Path, rounds: int, read: int) -> list[f
         assert told["published"] + told["duplicates"] + told["rejected"] + told["failed"] == read
         assert told["failed"] == 0
         assert sorted(folder.name[-8:] for folder in out.iterdir()) == sorted(i[-8:] for i in told["ids"]["published"])
-        async with Blackboard(arena.store, (await _news_board()).with_lease(LEASE_S), namespace=namespace) as board:
+        async with Blackboard(
+            arena.store, (await _news_board()).with_lease(NEWS_LEASE_S), namespace=namespace
+        ) as board:
             histories = {each: await board.history(each) for each in told["ids"]["published"]}
             for each, events in histories.items():
                 kinds = [event.kind for event in events if event.after == "published/published/"]
@@ -366,7 +394,7 @@ async def drive_news(arena: Arena, feed: Path, rounds: int, read: int) -> list[f
         recoveries += late_offers(histories, killed_at)
         report = await audit(arena.store, namespace, "news_swarm")
         assert report.clean, [str(breach) for breach in report.breaches]
-    assert all(s <= LEASE_S + SLACK_S for s in recoveries), f"{recoveries} (seed {SEED})"
+    assert all(s <= NEWS_LEASE_S + SLACK_S for s in recoveries), f"{recoveries} (seed {SEED})"
     return recoveries
 
 

@@ -254,16 +254,11 @@ class Blackboard:
             text: title and content.
             threshold: least similarity to tell of, 0 to 1; `REJECT` and above is a duplicate.
         """
-        earlier = await self.store.call(
-            "sketch", [self.keys.bands, self.keys.sketched], [check_id("item id", item_id), *sketch(text)]
-        )
-        found = []
-        for item in await self.find_many([each.decode() for each in earlier]):
-            if item is not None:
-                alike = similarity(text, text_of(item.payload))
-                if alike >= threshold:
-                    found.append(Likeness(item=item, similarity=round(alike, 4)))
-        return sorted(found, key=lambda likeness: -likeness.similarity)
+        check_id("item id", item_id)
+        bands = await asyncio.to_thread(sketch, text)  # some milliseconds for a long text: leases are renewed meanwhile
+        earlier = await self.store.call("sketch", [self.keys.bands, self.keys.sketched], [item_id, *bands])
+        others = await self.find_many([each.decode() for each in earlier])
+        return await asyncio.to_thread(_alike, text, [item for item in others if item is not None], threshold)
 
     # -- changing without a claim -------------------------------------------------------------------------------------
 
@@ -647,3 +642,8 @@ def _hash_of(payload: Mapping[str, Any]) -> str:
     if any(told[:2]):
         return content_hash(*told)
     return content_hash(orjson.dumps(dict(payload) | {"id": None}, option=orjson.OPT_SORT_KEYS).decode())
+
+
+def _alike(text: str, others: Sequence[Item], threshold: float) -> list[Likeness]:
+    found = [Likeness(item=item, similarity=round(similarity(text, text_of(item.payload)), 4)) for item in others]
+    return sorted((each for each in found if each.similarity >= threshold), key=lambda each: -each.similarity)
