@@ -58,7 +58,7 @@ def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second
     assert told["read"] >= 40
     assert told["published"] + told["duplicates"] + told["rejected"] == told["read"]
     assert told["published"] > 20
-    assert told["near_copies"] >= 5
+    assert told["near_copies"] >= 3
     assert told["rejected"] >= 3
     assert first.stdout.startswith("No language model was called")
     folders = sorted(out.iterdir())
@@ -71,7 +71,7 @@ def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second
         text = (folder / "script.md").read_text()
         assert text.startswith("# ")
     linked = [json.loads((folder / "story.json").read_text())["sources"] for folder in folders]
-    assert sum(len(sources) > 1 for sources in linked) >= 4  # near-copies from other outlets are named
+    assert sum(len(sources) > 1 for sources in linked) == told["near_copies"]  # near-copies from other outlets are named
 
     before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
     second = run(*words, cwd=ROOT, data=tmp_path / "data")
