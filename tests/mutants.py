@@ -66,6 +66,7 @@ class Mutant:
 
 
 # Guards whose line does more than to refuse: what to put for which part of it.
+ASKED = "if not claimable(context.rules, lane) then return { 'place', lane.name } end"
 EDITS = {
     "lane_twice": ("not known[line]", "true"),
     "claim_forged": ("record.holder == '' and lane_of(record) == one.lane.name", "true"),
@@ -76,6 +77,10 @@ EDITS = {
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
     "fail_worn_out": (" or worn_out(rules.limits(record.section), record)", ""),
     "end_twice": ("seen[claim.id] or ", ""),
+    # the condition also learns what a claim makes of the items
+    "claim_place": (ASKED, "claimable(context.rules, lane)"),
+    "reap_place": (ASKED, "claimable(context.rules, lane)"),
+    "item_lane": ("not claimable(context.rules, lane)", "(claimable(context.rules, lane) and false)"),
 }
 
 NEXT_TOKEN = "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)"

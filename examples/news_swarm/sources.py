@@ -401,8 +401,8 @@ def _json_entry(ordinal: int, entry: object, default: str) -> Article | Malforme
     )
 
 
-_MORE = re.compile(r"\s*(?:…|\.\.\.)?\s*\[\+\d+ chars\]\s*$")
-_CUT_OFF = re.compile(r"\s*\S{0,30}…$")  # NewsAPI cuts in the middle of a word
+_MORE = re.compile(r"\s?(?:…|\.\.\.)?\s?\[\+\d{1,9} chars\]$")
+_CUT_OFF = re.compile(r"\s?\S{0,30}…$")  # NewsAPI cuts in the middle of a word
 
 
 def _join(description: str, content: str) -> str:

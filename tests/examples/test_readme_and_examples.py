@@ -71,7 +71,8 @@ def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second
         text = (folder / "script.md").read_text()
         assert text.startswith("# ")
     linked = [json.loads((folder / "story.json").read_text())["sources"] for folder in folders]
-    assert sum(len(sources) > 1 for sources in linked) == told["near_copies"]  # near-copies from other outlets are named
+    named = sum(len(sources) > 1 for sources in linked)
+    assert named == told["near_copies"]  # those from other outlets stand beside the original
 
     before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
     second = run(*words, cwd=ROOT, data=tmp_path / "data")

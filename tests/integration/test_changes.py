@@ -12,6 +12,7 @@ from given import Connect, OpenBoard, Tape, clock_of, given_claim, given_item, g
 from swarm_infrastructure.blackboard import Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
+    ClaimLostError,
     InvalidInputError,
     ItemHeldError,
     ItemNotFoundError,
@@ -236,6 +237,20 @@ async def test_a_holder_whose_item_was_claimed_by_another_since_cannot_update_it
 
     with pytest.raises(ItemHeldError, match="w2"):
         await board.update("jobs", "a", {"x": 1})
+
+
+async def test_a_holder_whose_lease_ran_out_cannot_update_even_if_nobody_took_the_item(
+    board: Blackboard, clock: ManualClock
+) -> None:
+    claimed = await given_claim(board, "a", "w1")
+    board.leases.keep(claimed.claim)
+    await clock.advance(s=31)
+    before = await snapshot(board.store)
+
+    with pytest.raises(ClaimLostError):
+        await board.update("jobs", "a", {"x": 1})
+
+    assert await snapshot(board.store) == before
 
 
 async def test_a_quarantined_item_can_be_mended_before_it_is_released(board: Blackboard) -> None:

@@ -593,7 +593,10 @@ async def test_a_forged_record_does_not_stop_other_leases_and_delays_from_ending
     await board.claims.reap([WAITING])
 
     assert [(await board.get(name)).holder for name in ("good", "good_later")] == ["", ""]
-    assert {"good", "good_later"} <= set(ids(await board.claim("jobs", "w2", most=9)))
+    line = await board.store.command("ZRANGE", board.keys.lane(WAITING).line, 0, -1)
+    # a held item comes back with the status it was claimed from, so that a forged status is mended by that
+    mended = [b"bad"] if forgery in ("status", "another status") else []
+    assert line == [*mended, b"good", b"good_later"], "what is forged is not offered, it is left to the audit"
 
 
 @pytest.mark.unaudited
