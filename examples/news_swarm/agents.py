@@ -30,7 +30,7 @@ from swarm_infrastructure.blackboard.similarity import REJECT
 
 from . import engine, output
 from .board import BOARD, SOURCES
-from .sources import Article, read_source
+from .sources import Article, FeedError, read_source
 
 __all__ = ["Analyst", "Publisher", "Reviewer", "Scout", "Writer", "story_id"]
 
@@ -72,7 +72,10 @@ class Scout(BaseAgent):
 
     async def _read(self, item: Item, work: Work) -> Outcome:
         location, run = str(item.payload["location"]), str(item.payload["run"])
-        reading = await asyncio.to_thread(read_source, location)
+        try:
+            reading = await asyncio.to_thread(read_source, location)
+        except FeedError as error:
+            return work.fail(str(error), give_up=True)  # it will be no better feed in a minute
         stories: list[str] = []
         known: dict[str, str] = {}
         articles: dict[str, list[Article]] = {}

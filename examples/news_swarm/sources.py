@@ -457,6 +457,8 @@ _BLOCKS = frozenset(
 )
 _SILENT = frozenset(["head", "iframe", "noscript", "object", "script", "style", "svg", "template"])
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--")
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_MAX_MARKUP_CHARS = 10 * MAX_CONTENT_CHARS  # the parser's time grows with the square of some kinds of broken markup
 
 
 class _Text(HTMLParser):
@@ -493,13 +495,13 @@ class _Text(HTMLParser):
 
 def _plain(text: object, *, lines: bool = False) -> str:
     """*text* without markup, entities, control characters and surplus space; one line unless *lines*."""
-    raw = "" if text is None else str(text)
+    raw = "" if text is None else str(text)[:_MAX_MARKUP_CHARS]
     if "&" in raw and not _TAG.search(raw):
         raw = unescape(raw)  # JSON with markup that was escaped once more
     if "<" in raw and _TAG.search(raw):
         parser = _Text()
         try:
-            parser.feed(raw)
+            parser.feed(_COMMENT.sub(" ", raw))
             parser.close()
             raw = "".join(parser.parts)
         except AssertionError:  # the standard library's parser on "<![x"

@@ -210,7 +210,14 @@ class Runner:
         except InvalidInputError as error:
             outcome = Fail(error=f"{type(error).__name__}: {error}", give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything
-            log.warning("attempt failed", item=claimed.item.id, agent=agent.agent_id, error=repr(error), exc_info=True)
+            known = isinstance(error, SwarmError)  # its message says it all
+            log.warning(
+                "attempt failed",
+                item=claimed.item.id,
+                agent=agent.agent_id,
+                error=str(error) or repr(error),
+                exc_info=not known,
+            )
             outcome = Fail(error=f"{type(error).__name__}: {error}")
         await self._finish(work, outcome)
 
