@@ -467,7 +467,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(seeded: Seeded) -> None:
             *(Submission(id=f"n{n}", section="mail", payload={"text": "z" * 2000}) for n in range(200))
         )
     )
-    command = f"{sys.executable} -m swarm_infrastructure items list -n 500 -o jsonl | head -1"
+    command = f"'{sys.executable}' -m swarm_infrastructure items list -n 500 -o jsonl | head -1"
 
     done = subprocess.run(
         command, shell=True, capture_output=True, text=True, env=seeded.swarm.environment, check=False
