@@ -450,7 +450,7 @@ def test_a_server_that_still_reads_its_data_is_waited_for_by_everybody(user, bin
     slow = program(
         tmp_path / "slow-server",
         # a nap at every second key, and a look at its clients at every 1024th
-        f'[ "$1" = --version ] && exec '{binary}' --version\nexec '{binary}' "$@" --key-load-delay -2',
+        f'[ "$1" = --version ] && exec "{binary}" --version\nexec "{binary}" "$@" --key-load-delay -2',
     )
     server, other = user(binary=slow), user(binary=slow)
     with client_of(server.start().url) as client, client.pipeline(transaction=False) as pipeline:
@@ -636,7 +636,7 @@ def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def noting_server(path: Path, binary: Path, notes: Path) -> None:
     """A server that notes under which name it was started."""
-    program(path, f'[ "$1" = --version ] || echo {path.name} >> "{notes}"\nexec '{binary}' "$@"')
+    program(path, f'[ "$1" = --version ] || echo {path.name} >> "{notes}"\nexec "{binary}" "$@"')
 
 
 def test_a_server_on_the_path_goes_before_the_bundled_one_and_valkey_before_redis(user, only_path, binary, tmp_path):
