@@ -292,7 +292,9 @@ def _xml_entries(
         headers["content-location"] = base
     try:
         # Bare bytes would be tried as a file's name first.
-        parsed = feedparser.parse(BytesIO(body), response_headers=headers, sanitize_html=False)
+        parsed = feedparser.parse(
+            BytesIO(body), response_headers=headers, sanitize_html=False, resolve_relative_uris=False
+        )
     except Exception as error:  # the parser lets many kinds escape on input broken on purpose
         raise _no_feed(shown, f"XML that can't be parsed ({type(error).__name__})") from error
 

@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 from swarm_infrastructure.errors import InvalidInputError
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "news_swarm" / "sample"
-REAL = Path(os.environ.get("SWARM_REAL_NEWS", "/nonexistent"))
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"  # beside the checkout, where it is at hand
 THIN = {"What's on this weekend", "Spring sale at the ring road carpet hall", "Mill Lane closed"}
 TITLE = "Saltmere ferry returns after eleven-week refit"
 TEXT = (
@@ -320,9 +319,7 @@ def test_the_same_text_always_gives_the_same_script():
     assert len(scripts) == 1
 
 
-@pytest.mark.skipif(
-    not REAL.is_dir(), reason="set SWARM_REAL_NEWS to a folder of real feeds to write scripts from them"
-)
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data beside this checkout")
 def test_real_stories_become_scripts_of_their_own_sentences():
     for article in articles_of(REAL):
         script = write_script(article.title, article.content, article.source, article.url)
