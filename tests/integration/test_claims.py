@@ -245,6 +245,25 @@ async def test_what_cannot_be_claimed_by_name_is_left_alone(board: Blackboard, c
     assert (await board.get("later")).holder == "worker_2"
 
 
+async def test_redis_tells_why_an_item_cannot_be_claimed_by_name(board: Blackboard) -> None:
+    tape = Tape(board.store)
+    await given_claim(board, "held", "worker_1")
+    call = tape.last("claim_item")
+    await given_item(board, "later", delay_s=60)
+    later = await board.store.command("ZSCORE", board.keys.lane(WAITING).timed, "later")
+    await given_item(board, "free")
+    await board.agents.pause("role:paused", reason="lunch")
+
+    async def claim(item_id: str, role: str = "") -> list[bytes]:
+        return await board.store.call("claim_item", call.keys, [item_id, "worker_2", role, 30000, "request"])
+
+    assert await claim("held") == [b"held", b"worker_1"]
+    assert await claim("later") == [b"delayed", b"%d" % int(later)]
+    assert await claim("free", "paused") == [b"gate", b"lunch"]
+    assert await claim("missing") == [b"missing"]
+    assert (await claim("free"))[0] == b"claimed"
+
+
 async def test_claiming_by_name_needs_the_lane_that_the_item_is_in(board: Blackboard) -> None:
     await given_item(board, "a", requires="script")
 
@@ -415,6 +434,18 @@ async def test_a_claim_by_name_whose_reply_was_lost_is_given_once_more(board: Bl
     again = await tape.again(call)
     assert again[0] == b"claimed"
     assert int(again[1]) > int(call.answer[1]), "the lease of the first answer is over: this is a new claim"
+
+
+async def test_a_repeated_claim_by_name_does_not_give_what_another_holds_by_now(
+    board: Blackboard, clock: ManualClock
+) -> None:
+    tape = Tape(board.store)
+    await given_claim(board, "a", "w1")
+    call = tape.last("claim_item")
+    await clock.advance(s=31)
+    await given_claim(board, "a", "w2")
+
+    assert await tape.again(call) == [b"held", b"w2"]
 
 
 async def test_a_caller_that_goes_away_while_it_claims_leaves_nothing_behind(board: Blackboard) -> None:

@@ -56,6 +56,19 @@ async def test_an_items_history_tells_its_whole_life(board: Blackboard, clock: M
     }  # fmt: skip
 
 
+async def test_an_item_remembers_when_it_was_submitted(board: Blackboard) -> None:
+    item = await given_item(board, "a")
+
+    while item.changed_ms == item.created_ms:  # until Redis' clock has moved on
+        await board.update("jobs", "a", {"x": 1})
+        item = await board.get("a")
+    claimed = await given_claim(board, "a")
+
+    first, *_, last = await board.history("a")
+    assert item.created_ms == claimed.item.created_ms == first.at_ms
+    assert claimed.item.changed_ms == last.at_ms > first.at_ms
+
+
 async def test_items_that_change_alike_share_an_entry_and_each_has_its_own_history(board: Blackboard) -> None:
     await given_items(board, *"abc")
     claimed = await board.claim("jobs", "w1", most=3)

@@ -177,6 +177,25 @@ async def test_one_item_wakes_about_one_of_many_processes(
         each.cancel()
 
 
+async def test_nobody_is_woken_for_work_that_is_gone(board: Blackboard) -> None:
+    await given_item(board, "a")  # rings
+    await board.claim("jobs", "quick")
+    tape = Tape(board.store)
+
+    waiting = wait(board)
+    await listening(board)
+
+    assert tape.count("claim") == 1
+    waiting.cancel()
+
+
+async def test_bells_do_not_pile_up_while_nobody_listens(board: Blackboard) -> None:
+    for n in range(5):
+        await given_item(board, f"i{n}")
+
+    assert await board.store.command("LLEN", board.keys.lane(WAITING).bell) == 1
+
+
 async def test_every_process_gets_its_share_when_many_items_come_at_once(
     board: Blackboard, open_board: OpenBoard, connect: Connect
 ) -> None:
