@@ -281,7 +281,7 @@ async def test_a_keeper_knows_the_claims_of_an_agent(board: Blackboard, keeper: 
 
 
 async def test_a_kept_claim_outlives_its_lease_many_times(open_board: OpenBoard) -> None:
-    board = await open_board(job_board("jobs", lease_s=0.2))
+    board = await open_board(job_board("jobs", lease_s=0.4))
     claimed = await given_claim(board, "a")
     lease = board.leases.keep(claimed.claim)
 

@@ -109,7 +109,7 @@ async def test_a_lock_never_wears_out(board: Blackboard, other: Blackboard) -> N
 
 
 async def test_a_lock_is_kept_for_as_long_as_its_holder_lives(board: Blackboard, other: Blackboard) -> None:
-    async with board.acquire_lock("a", "w1", lease_s=0.2) as lock:
+    async with board.acquire_lock("a", "w1", lease_s=0.4) as lock:
         assert lock.claim is not None
         ends_at_ms = lock.claim.ends_at_ms
 

@@ -33,7 +33,7 @@ local function claim_item(keys, argv)
     if due_ms > now_ms then return { 'held', record.holder } end -- guard: item_held
     reap(context, { lane }, 500) -- its lease ran out: a crash, and perhaps the last one it may have
     record = unpack_record(redis.call('HGET', context.items, id))
-    if record.holder ~= '' or lane_of(record) ~= lane.name then return { 'lane', lane_of(record) } end
+    if record.holder ~= '' or lane_of(record) ~= lane.name then return { 'lane', lane_of(record) } end -- guard: item_worn_out
   elseif due_ms > now_ms then
     return { 'delayed', whole(due_ms) } -- guard: item_delayed
   end
