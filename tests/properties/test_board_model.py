@@ -1,27 +1,28 @@
 """Steps in any order: the board in Redis and the one in plain Python give the same answers and hold the same.
 
-A seed picks the steps; when the two disagree, those that do not matter are left out and the rest is printed. Board time is
-set before each step to a whole second of the model's clock, and leases, delays and memories end at half seconds, so that
-the few milliseconds that really pass decide nothing.
+Hypothesis picks each step, and when the two disagree it leaves out those that do not matter; what the step is done to is
+chosen by a random generator that Hypothesis seeds. (Left to draw those itself, it likes to repeat itself and the ends of
+ranges: one step in a hundred was a claim that got something.) Board time is set before each step to a whole second of the
+model's clock, and leases, delays and memories end at half seconds, so that the few milliseconds that really pass decide
+nothing.
 
-Not Hypothesis: it likes to repeat itself and the ends of ranges, and reached one claim in a hundred steps.
-
-``SWARM_MODEL_EXAMPLES=5000`` looks for longer, ``SWARM_MODEL_SEED=5000`` begins elsewhere.
+``SWARM_MODEL_EXAMPLES=5000`` looks for longer and elsewhere each time; ``--hypothesis-seed=7`` says where.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any, Self
 
 import pytest
+from hypothesis import HealthCheck, Phase, note, reject, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from model import Ask, Model, New, Refused, Thing
 
 from swarm_infrastructure import errors
@@ -42,9 +43,8 @@ from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
 
 EXAMPLES = int(os.environ.get("SWARM_MODEL_EXAMPLES", "0"))
-FIRST_SEED = int(os.environ.get("SWARM_MODEL_SEED", "0"))
 STEPS = 50
-SHRINK_S = 30.0
+STALLS = 3  # how often one life is begun anew because the computer stood still
 SLACK_MS = 300  # a step that took longer could have passed a deadline that the model has not
 LOOK_EVERYWHERE_EVERY = 5  # steps; the audit and all queries take 20 ms, the items and numbers 2
 
@@ -123,12 +123,6 @@ class EchoStore(Store):
         return await super().call(function, keys, args, **how)
 
 
-@dataclass(frozen=True)
-class Step:
-    way: str
-    seed: int  # of all that it chooses
-
-
 class Machine:
     """The model and the board, side by side. Use it as ``async with``."""
 
@@ -144,7 +138,7 @@ class Machine:
         self.open: set[str] = set()  # those that nobody ended or forgot
         self.endings: list[Part] = []
         self.tokens = {0: 0}  # the model's → Redis'
-        self.done: list[Step] = []
+        self.done: list[tuple[str, int]] = []  # the ways gone, each with the seed of all that it chose
         self.story: list[str] = []
         self.random = Random(0)
         self.steps = 0
@@ -168,25 +162,19 @@ class Machine:
 
     # -- many steps ---------------------------------------------------------------------------------------------------
 
-    async def walk(self, random: Random, steps: int) -> None:
-        """Do so many steps, each drawn from what can be done then."""
-        for _ in range(steps):
-            way = random.choice([name for often, name, when in WAYS if when(self) for _ in range(often)])
-            await self._do(Step(way, random.getrandbits(48)))
-        await self._compare(everything=True)
+    def ways(self) -> list[str]:
+        """What can be done now, each as often as it is to be drawn."""
+        return [name for often, name, when in WAYS if when(self) for _ in range(often)]
 
-    async def repeat(self, steps: Sequence[Step]) -> None:
-        """Do these steps again, those of them that can be done."""
-        possible = {name: when for _, name, when in WAYS}
-        for step in steps:
-            if possible[step.way](self):
-                await self._do(step)
-        await self._compare(everything=True)
+    async def go(self, way: str, seed: int) -> None:
+        """Do one of `ways`; *seed* decides what it is done to."""
+        self.done.append((way, seed))
+        self.random = Random(seed)
+        await getattr(self, way)()
 
-    async def _do(self, step: Step) -> None:
-        self.done.append(step)
-        self.random = Random(step.seed)
-        await getattr(self, step.way)()
+    async def compare(self) -> None:
+        """All that can be seen is the same on both sides."""
+        await self._compare(everything=True)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -724,44 +712,79 @@ def _shown(what: Any) -> str:
     return text if len(text) < 200 else text[:100] + "…"
 
 
-Play = Callable[[Machine], Awaitable[None]]
+class Life(RuleBasedStateMachine):
+    """A `Machine` that Hypothesis leads. When the computer stood still, the same steps are done again on a fresh one."""
 
+    server: RedisServer
+    board: Board
 
-async def _play(machine: Machine, play: Play) -> Machine | None:
-    """One machine's life. Returns it if the two sides disagreed, with the why as the last line of its story."""
-    async with machine:
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.stalls = 0
+        self.agreed = True
+        self.machine = self._begin()
+
+    def _begin(self) -> Machine:
+        machine = Machine(self.server, self.board)
+        self.runner.run(machine.__aenter__())
+        return machine
+
+    def _end(self) -> None:
+        self.runner.run(self.machine.__aexit__())
+
+    def _go(self, way: str, seed: int) -> None:
+        steps = [(way, seed)]
+        while True:
+            try:
+                for each in steps:
+                    self.runner.run(self.machine.go(*each))
+            except TooSlow:
+                self.stalls += 1
+                if self.stalls > STALLS:
+                    reject()
+                steps = [*self.machine.done, *steps[steps.index(each) + 1 :]]
+                self._end()
+                self.machine = self._begin()
+            else:
+                return
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        way = data.draw(st.sampled_from(self.machine.ways()))
+        seed = data.draw(st.integers(0, 2**48))
         try:
-            await play(machine)
-        except TooSlow:
-            return None
-        except AssertionError as error:
-            machine.story.append(f"\n{error}")
-            return machine
-    return None
+            self._go(way, seed)
+        except AssertionError:
+            self.agreed = False
+            raise
+
+    def teardown(self) -> None:
+        try:
+            if self.agreed:
+                self.runner.run(self.machine.compare())
+        finally:
+            note("by the board's clock:\n" + "\n".join(self.machine.story))
+            self._end()
+            self.runner.close()
 
 
-def _shrink(failed: Machine, again: Callable[[Play], Machine | None]) -> Machine:
-    """Leave out what the disagreement does not need, half of the steps first and at last one by one."""
-    until, size = time.monotonic() + SHRINK_S, len(failed.done) // 2
-    while size and time.monotonic() < until:
-        before = len(failed.done)
-        for start in range(before - size, -1, -size):
-            fewer = failed.done[:start] + failed.done[start + size :]
-            failed = again(functools.partial(Machine.repeat, steps=fewer)) or failed
-        size = size if size == 1 and len(failed.done) < before else size // 2
-    return failed
-
-
-@pytest.mark.timeout(0 if EXAMPLES else 300)
+@pytest.mark.timeout(0 if EXAMPLES else 600)  # Hypothesis shortens what failed for up to 300 s
 @pytest.mark.parametrize(
-    ("board", "examples"), [pytest.param(DESK, 100, id="desk"), pytest.param(NEWS.with_lease(6.5), 50, id="news")]
+    ("on", "examples"), [pytest.param(DESK, 100, id="desk"), pytest.param(NEWS.with_lease(6.5), 50, id="news")]
 )
-def test_the_board_does_what_the_model_says(lasting_server: RedisServer, board: Board, examples: int) -> None:
-    def life(play: Play) -> Machine | None:
-        return asyncio.run(_play(Machine(lasting_server, board), play))
+def test_the_board_does_what_the_model_says(
+    lasting_server: RedisServer, on: Board, examples: int, request: pytest.FixtureRequest
+) -> None:
+    class LifeHere(Life):
+        server = lasting_server
+        board = on
 
-    for seed in range(FIRST_SEED, FIRST_SEED + (EXAMPLES or examples)):
-        failed = life(functools.partial(Machine.walk, random=Random(seed), steps=STEPS))
-        if failed:
-            story = "\n".join(_shrink(failed, life).story)
-            pytest.fail(f"SWARM_MODEL_SEED={seed}; by the board's clock:\n{story}", pytrace=False)
+    hunted = request.config.getoption("--mutant")  # then it is enough to know that it fails
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        LifeHere,
+        settings=settings(
+            max_examples=EXAMPLES or examples, stateful_step_count=STEPS, derandomize=not EXAMPLES, deadline=None,
+            suppress_health_check=list(HealthCheck), phases=set(Phase) - ({Phase.shrink} if hunted else set()),
+        ),
+    )  # fmt: skip
