@@ -15,9 +15,8 @@ import pytest
 
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, job_board
 from swarm_infrastructure.blackboard.audit import audit
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.store import Store, connections
-from swarm_infrastructure.testing import RedisServer
+from swarm_infrastructure.testing import ManualClock, RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]  # for examples/ and benchmarks/, and for given.py

@@ -10,8 +10,8 @@ from typing import Any
 
 from swarm_infrastructure.blackboard import Blackboard, Claimed, Item, Submission
 from swarm_infrastructure.blackboard.claims import ClaimRequest
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.store import Store
+from swarm_infrastructure.testing import ManualClock
 
 __all__ = [
     "Connect",

@@ -10,7 +10,6 @@ import pytest
 from given import Connect, OpenBoard, Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot
 
 from swarm_infrastructure.blackboard import Blackboard, Board, Section, Submission, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
     ClaimLostError,
     InvalidInputError,
@@ -21,6 +20,7 @@ from swarm_infrastructure.errors import (
     VersionConflictError,
     WrongStatusError,
 )
+from swarm_infrastructure.testing import ManualClock
 
 DESKS = Board(
     name="desks",

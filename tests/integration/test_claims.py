@@ -21,7 +21,6 @@ from given import (
 )
 
 from swarm_infrastructure.blackboard import Blackboard, Board, Claimed, ClaimRequest, Section, Submission, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
     ClaimLostError,
     InvalidInputError,
@@ -29,6 +28,7 @@ from swarm_infrastructure.errors import (
     UnknownSectionError,
     WrongStatusError,
 )
+from swarm_infrastructure.testing import ManualClock
 
 WAITING = "jobs/waiting/"
 

@@ -13,7 +13,6 @@ from given import OpenBoard, Tape, clock_of, given_claim, given_item, given_item
 
 from swarm_infrastructure.blackboard import Blackboard, Board, Claim, Section, Submission, job_board
 from swarm_infrastructure.blackboard.claims import Ending
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
     ClaimLostError,
     InvalidInputError,
@@ -22,6 +21,7 @@ from swarm_infrastructure.errors import (
     UnknownSectionError,
     WrongStatusError,
 )
+from swarm_infrastructure.testing import ManualClock
 
 PIPELINE = Board(  # one line of work with a retry status, a second attempt elsewhere and two ways out
     name="pipeline",

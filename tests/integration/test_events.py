@@ -10,8 +10,8 @@ import pytest
 from given import OpenBoard, clock_of, given_claim, given_item, given_items, in_time
 
 from swarm_infrastructure.blackboard import Blackboard, ClaimRequest, Event, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, RefusedError
+from swarm_infrastructure.testing import ManualClock
 
 
 async def whole_log(board: Blackboard) -> list[Event]:

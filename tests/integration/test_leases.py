@@ -9,9 +9,8 @@ import pytest
 from given import Connect, OpenBoard, Tape, clock_of, given_claim, given_item, given_items, in_time, snapshot, until
 
 from swarm_infrastructure.blackboard import Blackboard, LeaseKeeper, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError
-from swarm_infrastructure.testing import RedisServer
+from swarm_infrastructure.testing import ManualClock, RedisServer
 
 WAITING = "jobs/waiting/"
 

@@ -9,9 +9,8 @@ import pytest
 from given import Connect, given_claim, given_item, snapshot
 
 from swarm_infrastructure.blackboard import NEWS, Blackboard, BlackboardSection, ContentStatus, NewsItem, Submission
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, WrongStatusError
-from swarm_infrastructure.testing import RedisServer
+from swarm_infrastructure.testing import ManualClock, RedisServer
 
 S, B = ContentStatus, BlackboardSection
 

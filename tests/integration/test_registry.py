@@ -9,8 +9,8 @@ import pytest
 from given import OpenBoard, Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
 from swarm_infrastructure.blackboard import AgentStatus, Blackboard, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemNotFoundError
+from swarm_infrastructure.testing import ManualClock
 
 
 async def test_a_registered_agent_is_listed_with_what_it_said_of_itself(board: Blackboard) -> None:

@@ -11,7 +11,6 @@ from given import Connect, OpenBoard, given_claim, given_item, given_items, in_t
 
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, Section, Submission, job_board
 from swarm_infrastructure.blackboard.audit import audit
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import (
     BoardMismatchError,
     ConfigurationError,
@@ -22,7 +21,7 @@ from swarm_infrastructure.errors import (
     VersionConflictError,
 )
 from swarm_infrastructure.store import Library, Store, assemble, without_password
-from swarm_infrastructure.testing import RedisServer
+from swarm_infrastructure.testing import ManualClock, RedisServer
 
 Serve = Callable[..., RedisServer]
 
@@ -330,6 +329,24 @@ async def test_calls_go_on_when_redis_is_killed_and_comes_back(lasting: RedisSer
         assert store.disruptions > 0
         assert await board.queries.counts() == {"jobs/waiting/": 480}
         assert (await audit(store, board.namespace, "jobs")).clean
+
+
+async def test_a_task_that_is_cancelled_in_a_call_ends(store: Store) -> None:
+    told_twice = asyncio.Event()
+
+    async def call() -> None:
+        while not told_twice.is_set():
+            await store.command("PING")
+
+    for turns in [*range(12)] * 100:  # of the loop: wherever the call is just then
+        task = asyncio.create_task(call())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, alive = await asyncio.wait({task}, timeout=5)
+        if alive:
+            told_twice.set()
+        assert not alive, f"it goes on though it was cancelled {turns} turns after it began"
 
 
 async def test_work_goes_on_when_connections_are_cut_again_and_again(serve: Serve, connect: Connect) -> None:

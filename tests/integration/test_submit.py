@@ -12,10 +12,10 @@ from given import OpenBoard, Tape, given_claim, given_item, given_items, snapsho
 from pydantic import BaseModel
 
 from swarm_infrastructure.blackboard import Blackboard, BlackboardSection, NewsItem, Section, Submission, job_board
-from swarm_infrastructure.clock import ManualClock
 from swarm_infrastructure.errors import InvalidInputError, RefusedError, SectionFullError, UnknownSectionError
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.telemetry import trace_of_work
+from swarm_infrastructure.testing import ManualClock
 
 
 def new(item_id: str = "a", section: str = "jobs", **facts: Any) -> Submission:

@@ -1,8 +1,9 @@
 """The connections to Redis: one client for commands, one for blocking reads, one for leases.
 
-redis-py 8 repeats a command ten times by itself and cuts blocking reads at five seconds. Both are switched off: what is
-repeated here is repeated by `Store.call`, whose functions give the first answer when they are asked again, and
-a blocking read has a deadline of its own.
+redis-py 8 repeats a command ten times by itself and cuts reads at five seconds. Both are switched off: what is repeated
+here is repeated by `Store.call`, whose functions give the first answer when they are asked again, and each call has a
+deadline of its own. (redis-py's own is an ``asyncio.wait_for`` around each write, which in Python 3.11 swallows a
+cancellation that comes as the write ends: a worker told to stop would go on.)
 """
 
 from __future__ import annotations
@@ -129,16 +130,16 @@ class Store:
         self._random = random or chance.Random()
         # redis-py refuses a call that finds every connection busy; ours wait for their turn
         self._turns, self._lease_turn = asyncio.Semaphore(CONNECTIONS), asyncio.Semaphore(1)
-        self._commands = self._client(timeout_s)
-        self._leases = self._client(timeout_s, max_connections=1)
-        self._blocking = self._client(None)
+        self._commands = self._client()
+        self._leases = self._client(max_connections=1)
+        self._blocking = self._client()
 
-    def _client(self, timeout_s: float | None, *, max_connections: int = CONNECTIONS) -> Redis:
+    def _client(self, *, max_connections: int = CONNECTIONS) -> Redis:
         # protocol= is left alone: naming it changes the shape of redis-py's answers
         try:
             pool = ConnectionPool.from_url(
                 self.url,
-                socket_timeout=timeout_s,
+                socket_timeout=None,
                 socket_connect_timeout=self.timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 retry_on_error=[],
@@ -193,21 +194,19 @@ class Store:
             LibraryMismatchError: the server does not know the function, and may not be given it.
         """
         client = self._leases if leases else self._commands
-
         turns = self._lease_turn if leases else self._turns
 
         async def send() -> Any:
-            async with turns:
-                return await client.fcall(PREFIX + function, len(keys), *keys, *args)
+            return await client.fcall(PREFIX + function, len(keys), *keys, *args)
 
         try:
-            return await self._insist(send, once=once)
+            return await self._insist(send, turns, once=once)
         except refused.ResponseError as error:
             if "unction not found" not in str(error):
                 raise self._explain(function, error) from error
         await self._check_library()  # a server that came back empty, or a node that never had it
         try:
-            return await self._insist(send, once=once)
+            return await self._insist(send, turns, once=once)
         except refused.ResponseError as error:
             raise self._explain(function, error) from error
 
@@ -215,8 +214,7 @@ class Store:
         """Send a plain command that may be repeated (a read, or a write that lands the same twice)."""
 
         async def send() -> Any:
-            async with self._turns:
-                return await self._commands.execute_command(*parts)  # type: ignore[no-untyped-call]
+            return await self._commands.execute_command(*parts)  # type: ignore[no-untyped-call]
 
         try:
             return await self._insist(send, once=once)
@@ -231,7 +229,7 @@ class Store:
         together = True
 
         async def send() -> list[Any]:
-            async with self._turns, self._commands.pipeline(transaction=together) as pipeline:
+            async with self._commands.pipeline(transaction=together) as pipeline:
                 for parts in many:
                     pipeline.execute_command(*parts)
                 return await pipeline.execute()
@@ -263,9 +261,15 @@ class Store:
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 
-    async def _insist(self, send: Callable[[], Awaitable[Answer]], *, once: bool = False) -> Answer:
+    async def _insist(
+        self, send: Callable[[], Awaitable[Answer]], turns: asyncio.Semaphore | None = None, *, once: bool = False
+    ) -> Answer:
+        async def ask() -> Answer:
+            async with turns or self._turns, asyncio.timeout(self.timeout_s):
+                return await send()
+
         try:
-            return await send()  # the usual case, without the machinery below
+            return await ask()  # the usual case, without the machinery below
         except (*_PASSING, refused.ResponseError) as error:
             if _is_fatal(error):
                 raise self._explain("AUTH", error) from error
@@ -285,7 +289,7 @@ class Store:
         try:
             async for attempt in retrying:
                 with attempt:
-                    answer = await send()
+                    answer = await ask()
         except Exception as error:
             if _is_fatal(error):
                 raise self._explain("AUTH", error) from error

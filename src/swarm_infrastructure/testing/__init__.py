@@ -1,4 +1,4 @@
-"""What tests of a swarm need: a real Redis of their own, and a pytest plugin that brings it as a fixture.
+"""What tests of a swarm need: a real Redis of their own, a clock moved by hand, and a pytest plugin that brings it as a fixture.
 
 Each name is imported when it is first asked for: pytest loads the plugin, and so this package, in every run of every
 project whose environment has it.
@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swarm_infrastructure.testing.clock import ManualClock
     from swarm_infrastructure.testing.redis_server import RedisServer, available_servers
 
-__all__ = ["RedisServer", "available_servers"]
+__all__ = ["ManualClock", "RedisServer", "available_servers"]
+
+_HOMES = {"ManualClock": "clock", "RedisServer": "redis_server", "available_servers": "redis_server"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from swarm_infrastructure.testing import redis_server
+    from importlib import import_module
 
-    return getattr(redis_server, name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
