@@ -15,9 +15,14 @@
     │   ├── VersionConflictError       somebody changed the item since it was read
     │   ├── ClaimLostError             the lease ran out or the claim was ended: whatever it writes is stale
     │   ├── SectionFullError           a section's cap, or Redis' memory, is reached
-    │   └── LockNotAcquiredError
+    │   ├── LockNotAcquiredError
+    │   ├── BudgetExceededError        a budget has less left than a call would cost
+    │   ├── UnknownPriceError          no price is known for a model, so no call is made
+    │   └── ModelError                 a model or its provider said no, or answered what can't be used
     └── UnavailableError               a service did not answer: a retry may help
-        └── StoreUnavailableError
+        ├── StoreUnavailableError
+        └── ModelUnavailableError      a provider is overloaded, slow or cut off
+            └── RateLimitedError       … or asked us to slow down
 
 Each message names the thing, what was found, what was needed and the next step; the same facts are fields.
 Losing a race is a value, not an error: ``claim`` gives no claim, ``submit`` gives the duplicate's id.
@@ -28,6 +33,7 @@ from __future__ import annotations
 __all__ = [
     "BoardError",
     "BoardMismatchError",
+    "BudgetExceededError",
     "ClaimLostError",
     "ConfigurationError",
     "InvalidInputError",
@@ -37,12 +43,16 @@ __all__ = [
     "LockAcquisitionError",
     "LockNotAcquiredError",
     "MissingExtraError",
+    "ModelError",
+    "ModelUnavailableError",
+    "RateLimitedError",
     "RefusedError",
     "SectionFullError",
     "ServerUnfitError",
     "StoreUnavailableError",
     "SwarmError",
     "UnavailableError",
+    "UnknownPriceError",
     "UnknownSectionError",
     "VersionConflictError",
     "WrongStatusError",
@@ -204,6 +214,66 @@ class LockNotAcquiredError(RefusedError):
 LockAcquisitionError = LockNotAcquiredError  #: the name in the product document
 
 
+class BudgetExceededError(RefusedError):
+    """A budget has less left than the call may cost. Nothing was booked and nothing sent."""
+
+    def __init__(
+        self,
+        scope: str,
+        *,
+        window: str = "",
+        unit: str = "usd",
+        needed: float = 0,
+        left: float = 0,
+        limit: float = 0,
+        on_breach: str = "pause",
+        resumes_at_ms: int = 0,
+    ) -> None:
+        self.scope, self.window, self.unit = scope, window, unit  #: what ran out: ``agent:writer_1``, ``day``, ``usd``
+        self.needed, self.left, self.limit = needed, left, limit  #: in dollars, tokens or requests
+        self.on_breach = on_breach  #: pause, downgrade or fail
+        self.resumes_at_ms = resumes_at_ms  #: when a new window begins, 0 if never
+        sign, digits = ("$", ".6f") if unit == "usd" else ("", ".0f")
+        tail = "" if unit == "usd" else f" {unit}"
+
+        def shown(amount: float) -> str:
+            return f"{sign}{amount:{digits}}{tail}"
+
+        super().__init__(
+            f"the budget of {scope} per {window} has {shown(left)} of {shown(limit)} left, {shown(needed)} needed; "
+            f"raise it: swarm budget raise {scope} --{window} AMOUNT"
+        )
+
+
+class UnknownPriceError(RefusedError):
+    """No price is known for a model: what it would cost can't be reserved, so it is not called."""
+
+    def __init__(self, model: str, *, known: str = "") -> None:
+        self.model = model
+        near = f" (did you mean {known}?)" if known else ""
+        super().__init__(
+            f"no price is known for model {model!r}{near}; needed one in genai-prices or in SWARM_PRICES; "
+            "list them: swarm models"
+        )
+
+
+class ModelError(RefusedError):
+    """A model or its provider said no, or gave an answer that can't be used. Asking the same again will not help.
+
+    Args:
+        model: which one.
+        kind: ``auth`` (wrong key), ``quota`` (the account is empty), ``request`` (it refuses the request), ``refusal``
+            (the model declined), ``truncated`` (the answer hit max_output_tokens), ``schema`` (it does not fit the
+            schema, after one repair), ``forbidden`` (real requests are switched off).
+        why: what was found.
+        step: what to do next.
+    """
+
+    def __init__(self, model: str, kind: str, why: str, *, step: str = "") -> None:
+        self.model, self.kind, self.why = model, kind, why
+        super().__init__(f"model {model!r}: {kind}: {why}" + (f"; {step}" if step else ""))
+
+
 class UnavailableError(SwarmError):
     """A service did not answer. A retry may help."""
 
@@ -214,3 +284,16 @@ class StoreUnavailableError(UnavailableError):
     def __init__(self, server: str, why: str) -> None:
         self.server, self.why = server, why
         super().__init__(f"Redis at {server} does not answer ({why}); start it, or set REDIS_URL; check: swarm doctor")
+
+
+class ModelUnavailableError(UnavailableError):
+    """A provider did not answer, answered with a fault of its own, or was cut off in the middle of an answer."""
+
+    def __init__(self, model: str, why: str, *, retry_after_s: float | None = None) -> None:
+        self.model, self.why, self.retry_after_s = model, why, retry_after_s
+        wait = f" (it asks to wait {retry_after_s:g} s)" if retry_after_s is not None else ""
+        super().__init__(f"model {model!r} is not available: {why}{wait}; it is asked again later")
+
+
+class RateLimitedError(ModelUnavailableError):
+    """The provider, or our own limiter, asks to slow down."""
