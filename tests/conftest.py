@@ -5,6 +5,7 @@ Each board is audited when its test has ended: whatever a test did, Redis must h
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -33,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "unaudited: the test forges what Redis holds or replaces its rules, so the audit at its end is left out",
     )
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what we start is to hear it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if name := config.getoption("--mutant"):
         from mutants import mutant
 

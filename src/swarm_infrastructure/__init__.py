@@ -26,15 +26,33 @@ if TYPE_CHECKING:
         job_board,
     )
     from .config import Settings
+    from .cost_manager import (
+        TASK_TIER_MAPPING,
+        AgentBudget,
+        Budget,
+        BudgetStatus,
+        CostManager,
+        LLMModel,
+        LLMTier,
+        Prices,
+        Spender,
+        TierTable,
+        TokenUsage,
+    )
     from .errors import (
+        BudgetExceededError,
         ClaimLostError,
         ConfigurationError,
         LockAcquisitionError,
+        ModelError,
+        ModelUnavailableError,
         RefusedError,
         SwarmError,
         UnavailableError,
+        UnknownPriceError,
     )
     from .failure_recovery import RetryPolicy
+    from .llm import AnthropicClient, LLMClient, LLMRequest, LLMResult, OpenAIClient
     from .monitoring import TraceType
     from .swarm_infrastructure import SwarmInfrastructure
 
@@ -42,37 +60,60 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NEWS",
+    "TASK_TIER_MAPPING",
+    "AgentBudget",
+    "AnthropicClient",
     "BaseAgent",
     "Blackboard",
     "BlackboardSection",
     "Board",
+    "Budget",
+    "BudgetExceededError",
+    "BudgetStatus",
     "ClaimLostError",
     "Claims",
     "ConfigurationError",
     "ContentStatus",
+    "CostManager",
     "Item",
+    "LLMClient",
+    "LLMModel",
+    "LLMRequest",
+    "LLMResult",
+    "LLMTier",
     "LockAcquisitionError",
+    "ModelError",
+    "ModelUnavailableError",
     "NewsItem",
+    "OpenAIClient",
     "Outcome",
     "Place",
+    "Prices",
     "Priority",
     "RefusedError",
     "RetryPolicy",
     "Section",
     "Settings",
+    "Spender",
     "Submission",
     "Submitted",
     "Swarm",
     "SwarmError",
     "SwarmInfrastructure",
+    "TierTable",
+    "TokenUsage",
     "TraceType",
     "UnavailableError",
+    "UnknownPriceError",
     "Work",
     "__version__",
     "job_board",
 ]
 
-_HOMES = ("errors", "config", "blackboard", "failure_recovery", "monitoring", "swarm_infrastructure", "agents")
+_HOMES = (
+    "errors", "config", "usage", "blackboard", "failure_recovery", "monitoring", "cost_manager", "llm", "swarm_infrastructure",
+    "agents",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

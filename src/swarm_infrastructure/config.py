@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import quote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +29,12 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False, description="seconds, 0 or more")]
 Port = Annotated[int, Field(ge=1, le=65535, description="a port, a number from 1 to 65535")]
 Switch = Annotated[bool, Field(description="1 or 0 (true or false)")]
+ModelList = Annotated[
+    str,
+    Field(
+        pattern=r"^\s*[^\s,]+(\s*,\s*[^\s,]+)*\s*$", description="names of models, best first, with commas between them"
+    ),
+]
 SomePath = Annotated[Path, Field(description="a path")]
 
 
@@ -64,11 +71,37 @@ class Settings(BaseSettings):
     heartbeat_s: Seconds = Field(10, validation_alias="SWARM_HEARTBEAT_S")  #: between an agent's signs of life
     dead_after_s: Seconds = Field(45, validation_alias="SWARM_DEAD_AFTER_S")  #: four missed heartbeats and some slack
     shutdown_grace_s: SecondsOrZero = Field(25, validation_alias="SWARM_SHUTDOWN_GRACE_S")  #: under Kubernetes' 30 s
+    global_daily_budget: float | None = Field(  #: dollars a day of the whole swarm; None: no limit
+        None, validation_alias="GLOBAL_DAILY_BUDGET", ge=0, allow_inf_nan=False, description="dollars a day, 0 or more"
+    )
+    enable_cost_alerts: Switch = Field(True, validation_alias="ENABLE_COST_ALERTS")
+    llm_timeout_s: Seconds = Field(120, validation_alias="SWARM_LLM_TIMEOUT_S")  #: one model call
+    llm_requests_per_minute: int | None = Field(  #: of the whole fleet, per model; None: no limit of ours
+        None, validation_alias="SWARM_LLM_RPM", gt=0, description="calls a minute, a whole number above 0"
+    )
+    llm_tokens_per_minute: int | None = Field(
+        None, validation_alias="SWARM_LLM_TPM", gt=0, description="tokens a minute, a whole number above 0"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", validation_alias="SWARM_LOG_LEVEL", description="DEBUG, INFO, WARNING, ERROR or CRITICAL"
     )
     log_format: Literal["auto", "json", "console"] = Field(  #: auto: console on a terminal, else json
         "auto", validation_alias="SWARM_LOG_FORMAT", description="auto, json or console"
+    )
+    openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str | None = Field(  #: of any service that speaks OpenAI's language; it may need no key
+        None,
+        validation_alias="OPENAI_BASE_URL",
+        pattern=r"^https?://[^\s/@][^\s@]*$",
+        description="a URL that begins with http:// or https://, without user and password",
+    )
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias="ANTHROPIC_API_KEY")
+    tier_fast: ModelList | None = Field(None, validation_alias="SWARM_TIER_FAST")  #: None: the defaults of ``tiers``
+    tier_balanced: ModelList | None = Field(None, validation_alias="SWARM_TIER_BALANCED")
+    tier_premium: ModelList | None = Field(None, validation_alias="SWARM_TIER_PREMIUM")
+    prices_path: SomePath | None = Field(None, validation_alias="SWARM_PRICES")  #: prices of models that we don't know
+    budget_tz: str = Field(  #: where a budget's hours and days begin
+        "UTC", validation_alias="SWARM_BUDGET_TZ", description="a time zone's name, such as UTC or Europe/Berlin"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -110,6 +143,22 @@ class Settings(BaseSettings):
         login = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
         return f"{scheme}://{login}{host}:{self.redis_port}"
 
+    @property
+    def openai_is_configured(self) -> bool:
+        """Whether OpenAI, or a service that speaks its language, can be asked; a service of one's own may need no key."""
+        return self.openai_api_key is not None or self.openai_base_url is not None
+
+    @property
+    def anthropic_is_configured(self) -> bool:
+        """Whether Anthropic can be asked."""
+        return self.anthropic_api_key is not None
+
+    @property
+    def tier_models(self) -> dict[str, list[str]]:
+        """The models, best first, of each tier for which the user named some."""
+        named = {"fast": self.tier_fast, "balanced": self.tier_balanced, "premium": self.tier_premium}
+        return {tier: [name.strip() for name in names.split(",")] for tier, names in named.items() if names}
+
     @field_validator("redis_url")
     @classmethod
     def _check_url(cls, url: SecretStr | None) -> SecretStr | None:
@@ -124,7 +173,7 @@ class Settings(BaseSettings):
         link = re.fullmatch(r"tcp://.*:(\d+)", port) if isinstance(port, str) else None
         return link[1] if link else port
 
-    @field_validator("data_dir", "redis_server")
+    @field_validator("data_dir", "redis_server", "prices_path")
     @classmethod
     def _expand_home(cls, path: Path | None) -> Path | None:
         try:
@@ -137,6 +186,18 @@ class Settings(BaseSettings):
     def _accept_any_case(cls, word: object, info: ValidationInfo) -> object:
         words = get_args(cls.model_fields[info.field_name or ""].annotation)
         return next((known for known in words if known.lower() == str(word).lower()), word)
+
+    @field_validator("budget_tz")
+    @classmethod
+    def _find_zone(cls, name: str) -> str:
+        try:
+            if name != "UTC":  # which is there without a time zone database, too
+                ZoneInfo(name)
+        except (ZoneInfoNotFoundError, OSError, ValueError) as error:  # the last two: a folder of zones, no plain name
+            raise ValueError(
+                f"SWARM_BUDGET_TZ: found {name!r}, needed {cls.model_fields['budget_tz'].description}"
+            ) from error
+        return name
 
     @field_validator("dead_after_s")
     @classmethod
@@ -183,7 +244,7 @@ def _fault(detail: Any) -> str:
         return str(own)
     variable = str(detail["loc"][0])
     name, field = next((name, field) for name, field in Settings.model_fields.items() if variable == _variable(name))
-    secret = name in ("redis_url", "redis_password")
+    secret = name in ("redis_url", "redis_password", "openai_api_key", "openai_base_url", "anthropic_api_key")
     found = "something else" if secret else repr(detail["input"])
     return f"{variable}: found {found[:120]}, needed {field.description or _description_within(field) or 'text'}"
 

@@ -30,6 +30,8 @@ Losing a race is a value, not an error: ``claim`` gives no claim, ``submit`` giv
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BoardError",
     "BoardMismatchError",
@@ -233,6 +235,7 @@ class BudgetExceededError(RefusedError):
         self.needed, self.left, self.limit = needed, left, limit  #: in dollars, tokens or requests
         self.on_breach = on_breach  #: pause, downgrade or fail
         self.resumes_at_ms = resumes_at_ms  #: when a new window begins, 0 if never
+        self.held = 0.0  #: what is held for calls under way, if it would be enough once they cost less; else 0
         sign, digits = ("$", ".6f") if unit == "usd" else ("", ".0f")
         tail = "" if unit == "usd" else f" {unit}"
 
@@ -267,10 +270,11 @@ class ModelError(RefusedError):
             schema, after one repair), ``forbidden`` (real requests are switched off).
         why: what was found.
         step: what to do next.
+        usage: the ``TokenUsage`` of an answer that has to be paid though it can't be used; None: there was no answer.
     """
 
-    def __init__(self, model: str, kind: str, why: str, *, step: str = "") -> None:
-        self.model, self.kind, self.why = model, kind, why
+    def __init__(self, model: str, kind: str, why: str, *, step: str = "", usage: Any = None) -> None:
+        self.model, self.kind, self.why, self.usage = model, kind, why, usage
         super().__init__(f"model {model!r}: {kind}: {why}" + (f"; {step}" if step else ""))
 
 
@@ -287,10 +291,23 @@ class StoreUnavailableError(UnavailableError):
 
 
 class ModelUnavailableError(UnavailableError):
-    """A provider did not answer, answered with a fault of its own, or was cut off in the middle of an answer."""
+    """A provider did not answer, answered with a fault of its own, or was cut off in the middle of an answer.
 
-    def __init__(self, model: str, why: str, *, retry_after_s: float | None = None) -> None:
-        self.model, self.why, self.retry_after_s = model, why, retry_after_s
+    Args:
+        model: which one.
+        why: what was found.
+        retry_after_s: seconds that the provider asks to wait.
+        may_be_paid: the provider may bill the call all the same; False if it surely did no work.
+        usage_so_far: the ``TokenUsage`` that surely has to be paid: of a stream that was cut, of an earlier attempt.
+        text_so_far: what had come of the answer.
+    """
+
+    def __init__(
+        self, model: str, why: str, *, retry_after_s: float | None = None, may_be_paid: bool = True,
+        usage_so_far: Any = None, text_so_far: str = "",
+    ) -> None:  # fmt: skip
+        self.model, self.why, self.retry_after_s, self.may_be_paid = model, why, retry_after_s, may_be_paid
+        self.usage_so_far, self.text_so_far = usage_so_far, text_so_far
         wait = f" (it asks to wait {retry_after_s:g} s)" if retry_after_s is not None else ""
         super().__init__(f"model {model!r} is not available: {why}{wait}; it is asked again later")
 

@@ -82,7 +82,19 @@ class BoardKeys:
         self.beats = prefix + "beats"  #: zset: agents by their last heartbeat (ms)
         self.bands = prefix + "bands"  #: hash: signature band → ids of texts that show it
         self.sketched = prefix + "sketched"  #: hash: id → its place among the texts laid down
+        self.limits = prefix + "limits"  #: hash: limit name → its limits, what a breach does, alert thresholds
+        self.spend = prefix + "spend"  #: hash: window|scope → settled and held dollars (nano), tokens, requests
+        self.reservations = prefix + "reservations"  #: hash: id → what is held for a model call, or how that ended
+        self.reservations_due = prefix + "reservations_due"  #: zset: reservations by when they must be looked at (ms)
+        self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
+        self.rates = (
+            prefix + "rates"
+        )  #: hash: provider|model or agent → calls and tokens of the window, and until when to wait
         self._lanes: dict[str, LaneKeys] = {}
+
+    def answers(self, item_id: str) -> str:
+        """Hash: step → the answer of a model call that was paid for this item."""
+        return f"{self.prefix}answers:{item_id}"
 
     def lane(self, name: str) -> LaneKeys:
         """The keys of the lane called *name* (see `lane_name`)."""

@@ -7,7 +7,7 @@ It owns their lifetimes and the verbs that touch two of them; what concerns one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from random import Random
 from types import TracebackType
@@ -18,11 +18,15 @@ import structlog
 from .blackboard import NEWS, Blackboard, Board, Claim, Place
 from .blackboard.leases import Lease
 from .config import Settings
-from .errors import ClaimLostError, ItemNotFoundError, SwarmError
+from .cost_manager import AgentBudget, Budget, CostManager, LLMTier, Prices, TierTable
+from .cost_manager.tiers import client_of
+from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError
 from .failure_recovery import RetryPolicy, backoff_s
+from .llm import LLMClient
 from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
+from .usage import TokenUsage
 
 __all__ = ["SwarmInfrastructure"]
 
@@ -37,6 +41,11 @@ class SwarmInfrastructure:
         settings: `Settings.load()` by default: the environment and ``.env``.
         replace_board: put this board in place of another one of its name.
         retry: how failed tasks of `fail_task` are tried again.
+        llm: who answers `Work.ask`: one client for every model, or clients by model or provider (``openai``,
+            ``anthropic``); by default those that the settings have keys for.
+        prices: what models cost; by default genai-prices and the file that ``SWARM_PRICES`` names.
+        tiers: which models a task may use.
+        budget: of the whole swarm; by default ``GLOBAL_DAILY_BUDGET``.
     """
 
     def __init__(
@@ -46,6 +55,10 @@ class SwarmInfrastructure:
         *,
         replace_board: bool = False,
         retry: RetryPolicy | None = None,
+        llm: LLMClient | Mapping[str, LLMClient] | None = None,
+        prices: Prices | None = None,
+        tiers: TierTable | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.settings = settings or Settings.load()
         self.board = board if self.settings.lease_s is None else board.with_lease(self.settings.lease_s)
@@ -53,8 +66,11 @@ class SwarmInfrastructure:
         self.traces = Traces()
         self.located: Located | None = None  #: where Redis was found, once connected
         self._replace_board = replace_board
+        self._llm, self._prices, self._tiers, self._budget = llm, prices, tiers, budget
+        self._clients: dict[str, LLMClient] = {}
         self._stack = AsyncExitStack()
         self._blackboard: Blackboard | None = None
+        self._cost_manager: CostManager | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
         self._random = Random()
 
@@ -64,6 +80,13 @@ class SwarmInfrastructure:
         if self._blackboard is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return self._blackboard
+
+    @property
+    def cost_manager(self) -> CostManager:
+        """Prices, budgets and the ledger; there once connected."""
+        if self._cost_manager is None:
+            raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
+        return self._cost_manager
 
     async def connect(self) -> Self:
         """Find or start Redis, check it, open the board."""
@@ -91,6 +114,18 @@ class SwarmInfrastructure:
                     dead_after_s=settings.dead_after_s,
                 )
             )
+            self._cost_manager = CostManager.of(
+                self._blackboard,
+                prices=self._prices or Prices(settings.prices_path),
+                tiers=self._tiers or TierTable.from_settings(settings),
+                tz=settings.budget_tz,
+                enable_alerts=settings.enable_cost_alerts,
+            )
+            budget = self._budget
+            if budget is None and settings.global_daily_budget is not None:
+                budget = Budget(daily_limit=settings.global_daily_budget)
+            if budget is not None:
+                await self._cost_manager.ledger.declare(budget)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -100,7 +135,8 @@ class SwarmInfrastructure:
     async def disconnect(self) -> None:
         """Close everything; the private Redis stops with its last user."""
         await self._stack.aclose()
-        self._blackboard = None
+        self._blackboard = self._cost_manager = None
+        self._clients.clear()
 
     async def revive(self) -> None:
         """Start the private Redis again if it died. Nothing to do for a Redis of somebody else's."""
@@ -117,8 +153,27 @@ class SwarmInfrastructure:
 
     # -- agents -----------------------------------------------------------------------------------------------------
 
-    async def register_agent(self, agent_id: str, role: str, capabilities: Sequence[str] = (), **facts: Any) -> None:
-        """Make an agent known to the board."""
+    async def register_agent(
+        self,
+        agent_id: str,
+        role: str,
+        capabilities: Sequence[str] = (),
+        *,
+        budget: AgentBudget | Mapping[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Make an agent known to the board.
+
+        Args:
+            agent_id: its id.
+            role: what it does.
+            capabilities: what it can do.
+            budget: what it may spend: an `AgentBudget`, or its limits. What was raised since it was first declared stays.
+            facts: about it, as JSON data.
+        """
+        if budget is not None:
+            own = budget if isinstance(budget, AgentBudget) else AgentBudget(agent_id=agent_id, **budget)
+            await self.cost_manager.ledger.declare(own)
         await self.blackboard.register_agent(agent_id, role, capabilities, **facts)
 
     async def unregister_agent(self, agent_id: str) -> None:
@@ -234,13 +289,90 @@ class SwarmInfrastructure:
         completion_tokens: int,
         duration_ms: float = 0.0,
         confidence: float | None = None,
-    ) -> None:
-        """Count the tokens of a model call made outside of the runtime for an agent (`AgentState.total_tokens_used`)."""
+    ) -> float:
+        """Book a model call made outside of the runtime, and count its tokens (`AgentState.total_tokens_used`).
+
+        Returns:
+            Dollars.
+
+        Raises:
+            UnknownPriceError: no price is known for *model*; nothing was booked.
+        """
+        usage = TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        cost = await self.cost_manager.record_usage(agent_id, task_id, task_type, model, usage, duration_ms, confidence)
         await self.blackboard.agents.count_tokens(agent_id, prompt_tokens + completion_tokens)
         log.info(
             "model call", agent=agent_id, task=task_id, task_type=task_type, model=str(model), prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens, ms=duration_ms, confidence=confidence,
+            completion_tokens=completion_tokens, ms=duration_ms, confidence=confidence, cost=cost,
         )  # fmt: skip
+        return cost
+
+    async def check_budget(self, agent_id: str, estimated_cost: float = 0.0, task_type: str = "") -> tuple[bool, str]:
+        """Whether the agent has that much left, in dollars, and if not why."""
+        return await self.cost_manager.check_can_proceed(agent_id, estimated_cost, task_type)
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def model_for(self, tier: LLMTier) -> str:
+        """The first model of *tier* that somebody here can be asked for."""
+        models = self.cost_manager.tiers.models(tier)
+        if isinstance(self._llm, Mapping):
+            return next((each for each in models if each in self._llm or client_of(each) in self._llm), models[0])
+        if self._llm is None:
+            settings = self.settings
+            ours = {"openai": settings.openai_is_configured, "anthropic": settings.anthropic_is_configured}
+            return next((each for each in models if ours[client_of(each)]), models[0])
+        return models[0]
+
+    def client_for(self, model: str) -> LLMClient:
+        """Who is asked for *model*.
+
+        Raises:
+            ConfigurationError: nobody here can be; it names what to set.
+            MissingExtraError: the provider's SDK is not installed.
+        """
+        provider = client_of(model)
+        if isinstance(self._llm, Mapping):
+            found = self._llm.get(model) or self._llm.get(provider)
+            if found is None:
+                raise ConfigurationError(
+                    f"no client for model {model!r}; found those for {', '.join(self._llm)}; add one to llm="
+                )
+            return found
+        if self._llm is not None:
+            return self._llm
+        if provider not in self._clients:
+            self._clients[provider] = self._connect_to(provider, model)
+        return self._clients[provider]
+
+    def _connect_to(self, provider: str, model: str) -> LLMClient:
+        settings = self.settings
+        client: Any
+        if provider == "anthropic" and settings.anthropic_api_key is not None:
+            from .llm import AnthropicClient
+
+            client = AnthropicClient(
+                api_key=settings.anthropic_api_key.get_secret_value(), timeout_s=settings.llm_timeout_s
+            )
+        elif provider == "openai" and settings.openai_is_configured:
+            from .llm import OpenAIClient
+
+            key = settings.openai_api_key
+            client = OpenAIClient(
+                api_key=key.get_secret_value() if key else "none", base_url=settings.openai_base_url,
+                timeout_s=settings.llm_timeout_s,
+            )  # fmt: skip
+        else:
+            raise ConfigurationError(
+                f"nobody can be asked for model {model!r}: found no key for {provider}; set "
+                f"{'ANTHROPIC_API_KEY' if provider == 'anthropic' else 'OPENAI_API_KEY or OPENAI_BASE_URL'}, "
+                "or give the swarm a client: llm=..."
+            )
+        self._stack.push_async_callback(client.aclose)
+        answering: LLMClient = client
+        return answering
+
+    # -- traces -----------------------------------------------------------------------------------------------------
 
     def start_trace(self, trace_type: TraceType) -> str:
         """Open a trace for the running task; events of the board carry its id until it ends."""

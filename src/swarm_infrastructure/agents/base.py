@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,6 +75,9 @@ class BaseAgent:
     capabilities: ClassVar[Sequence[str]] = ()
     slots: ClassVar[int] = 0  #: items in work at once; ``claims.batch``, if 0
     retry: ClassVar[RetryPolicy] = RetryPolicy()  #: how long a failed item waits for its next attempt
+    budget: ClassVar[Mapping[str, Any] | None] = (
+        None  #: limits of all agents of its role together, as `Budget` takes them
+    )
     cycle_s: ClassVar[float] = 1.0  #: pause between two `_process_cycle`; twice as long after one that raised
 
     def __init__(

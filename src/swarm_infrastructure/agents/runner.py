@@ -18,7 +18,9 @@ from typing import Any
 import structlog
 
 from ..blackboard import Claimed, ClaimRequest, Lease
+from ..cost_manager import Budget
 from ..errors import (
+    BudgetExceededError,
     ClaimLostError,
     ConfigurationError,
     InvalidInputError,
@@ -34,6 +36,7 @@ from .work import Complete, Fail, HandBack, Outcome, Work
 __all__ = ["Runner"]
 
 log = structlog.get_logger(__name__)
+LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
 
 
 class Runner:
@@ -67,6 +70,8 @@ class Runner:
         try:
             if not agent.cycles_by_hand():
                 self._requests(1)  # find a wrong section, status or capability now
+            if agent.budget is not None:
+                await self._swarm.cost_manager.ledger.declare(Budget(scope=f"role:{agent.role}", **agent.budget))
             await self._swarm.register_agent(agent.agent_id, agent.role, agent.capabilities)
             await agent.setup()
         except BaseException:
@@ -84,7 +89,8 @@ class Runner:
         self._stopping.set()
 
     async def stop(self, *, grace_s: float, hurry: asyncio.Event | None = None) -> None:
-        """Stop claiming, let handlers finish for *grace_s* (or until *hurry*), hand back the rest, unregister."""
+        """Stop claiming, let handlers finish (or until *hurry*), hand back the rest, unregister: all within *grace_s*."""
+        grace_s -= min(LEAVING_S, grace_s / 5)
         self.stop_claiming()
         if self._task is not None and self.agent.cycles_by_hand():
             await self._wait_for({self._task}, grace_s, hurry)
@@ -196,7 +202,7 @@ class Runner:
             log.error("an ending went wrong", agent=self.agent.agent_id, error=repr(task.exception()))
 
     async def _handle(self, claimed: Claimed, lease: Lease, parse: Any) -> None:
-        agent, work = self.agent, Work(claimed, lease, self._swarm)
+        agent, work = self.agent, Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome: Outcome
         try:
             outcome = await agent.process(parse(claimed.item), work) or Complete()
@@ -207,6 +213,12 @@ class Runner:
         except ClaimLostError as error:
             log.warning("dropped", item=claimed.item.id, agent=agent.agent_id, why=error.why)
             return
+        except BudgetExceededError as error:
+            if error.on_breach == "fail":
+                outcome = Fail(error=f"{type(error).__name__}: {error}")
+            else:  # the agent's claims stand still; the item waits unharmed for money, or for another agent
+                outcome = HandBack(reason=f"stop_reason=budget: {error}")
+                log.warning("paused for want of money", item=claimed.item.id, agent=agent.agent_id, why=str(error))
         except InvalidInputError as error:
             outcome = Fail(error=f"{type(error).__name__}: {error}", give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything

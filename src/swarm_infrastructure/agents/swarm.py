@@ -6,14 +6,16 @@ import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
 
 from ..blackboard import NEWS, Board
 from ..config import Settings
+from ..cost_manager import Budget, Prices, TierTable
 from ..errors import ConfigurationError, InvalidInputError, SwarmError
+from ..llm import LLMClient
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .supervisor import CONFIG_ERROR, Supervisor, worker_seat
@@ -41,6 +43,7 @@ class Swarm:
         board: the board; the news board by default.
         settings: `Settings.load()` by default.
         replace_board: put this board in place of another one of its name.
+        llm: who answers `Work.ask`; so are *prices*, *tiers* and *budget*: see `SwarmInfrastructure`.
     """
 
     def __init__(
@@ -50,11 +53,16 @@ class Swarm:
         board: Board = NEWS,
         settings: Settings | None = None,
         replace_board: bool = False,
+        llm: LLMClient | Mapping[str, LLMClient] | None = None,
+        prices: Prices | None = None,
+        tiers: TierTable | None = None,
+        budget: Budget | None = None,
     ) -> None:
         if not agents:
             raise InvalidInputError("Swarm(agents=)", found="none", needed="at least one agent class")
         self.agents, self.board, self.replace_board = tuple(agents), board, replace_board
         self._settings = settings
+        self._money: dict[str, Any] = {"llm": llm, "prices": prices, "tiers": tiers, "budget": budget}
 
     @property
     def settings(self) -> Settings:
@@ -65,7 +73,7 @@ class Swarm:
 
     def infrastructure(self) -> SwarmInfrastructure:
         """What the swarm runs on, not yet connected."""
-        return SwarmInfrastructure(self.board, self.settings, replace_board=self.replace_board)
+        return SwarmInfrastructure(self.board, self.settings, replace_board=self.replace_board, **self._money)
 
     def make_agents(self, swarm: SwarmInfrastructure) -> list[BaseAgent]:
         """One agent for each entry, with an id that no other process of the swarm uses."""

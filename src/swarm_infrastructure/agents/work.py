@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..blackboard import Claim, Claimed, Item, Lease, Place, Submission, Submitted
 from ..blackboard.blackboard import Patch
 from ..errors import ClaimLostError
+from .asking import Answered, ask
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ..llm.types import Message
     from ..swarm_infrastructure import SwarmInfrastructure
 
 __all__ = ["Complete", "Fail", "HandBack", "Outcome", "Work"]
@@ -51,11 +55,12 @@ Outcome = Complete | Fail | HandBack
 class Work:
     """One claimed item in an agent's hands. Handlers get it beside the item; most need `move` and `done` only."""
 
-    __slots__ = ("_lease", "_swarm", "claim", "item")
+    __slots__ = ("_lease", "_swarm", "claim", "item", "role")
 
-    def __init__(self, claimed: Claimed, lease: Lease, swarm: SwarmInfrastructure) -> None:
+    def __init__(self, claimed: Claimed, lease: Lease, swarm: SwarmInfrastructure, *, role: str = "") -> None:
         self.claim: Claim = claimed.claim
         self.item: Item = claimed.item  #: as it was when claimed
+        self.role = role  #: of the agent
         self._lease, self._swarm = lease, swarm
 
     @property
@@ -87,6 +92,48 @@ class Work:
         """Put new items on the board, in this agent's name."""
         self.check()
         return await self._swarm.blackboard.submit(*items, agent=self.claim.agent_id)
+
+    async def ask(
+        self,
+        task_type: str,
+        prompt: str | Sequence[Message | Mapping[str, Any]],
+        *,
+        schema: type[BaseModel] | None = None,
+        system: str | None = None,
+        max_output_tokens: int = 1024,
+        step: str | None = None,
+        model: str | None = None,
+        tier: str | None = None,
+        tags: Sequence[str] = (),
+        **more: Any,
+    ) -> Answered:
+        """Ask a model about this item, under every budget that it falls under, and pay at most once.
+
+        The answer is recorded for the item before it is returned: asked again with the same arguments, also by another
+        worker after a crash, it comes from the record and costs nothing.
+
+        Args:
+            task_type: decides the tier (``TASK_TIER_MAPPING``) and stands in the ledger.
+            prompt: a text, or messages.
+            schema: the answer must be JSON of this model; one repair is asked for, then it is an error.
+            system: instructions.
+            max_output_tokens: bounds what the call can cost.
+            step: names it in the record, if one item asks alike twice and wants two answers.
+            model: this one and no other.
+            tier: instead of the task type's.
+            tags: further budgets, ``tag:NAME``.
+            more: ``temperature``, ``tools``, ``service_tier``, … as `LLMRequest` takes them.
+
+        Raises:
+            BudgetExceededError: nothing was sent. Let it pass: the item goes back unharmed and the agent pauses.
+            UnknownPriceError: no price is known for the model.
+            ModelError, ModelUnavailableError: see `LLMClient.generate`; the latter after its retries.
+            ClaimLostError: the item is somebody else's by now.
+        """
+        return await ask(
+            self, task_type, prompt, schema=schema, system=system, max_output_tokens=max_output_tokens, step=step,
+            model=model, tier=tier, tags=tags, **more,
+        )  # fmt: skip
 
     # -- outcomes: return one of them from `process` --------------------------------------------------------------------
 

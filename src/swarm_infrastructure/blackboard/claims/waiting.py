@@ -21,6 +21,7 @@ __all__ = ["WaitingRoom"]
 log = structlog.get_logger(__name__)
 
 POLL_S = 5.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
+STOPPED_S = 0.5  # how soon who may not claim looks whether it may again: a raised budget resumes within a second
 
 Asking = Callable[
     [Sequence[ClaimRequest], tuple[str, ...], float], Awaitable[tuple[list[list[Claimed] | str], float | None]]
@@ -129,7 +130,7 @@ class WaitingRoom:
                         return
                 elif bell is None and stopped < len(queue.waiting):
                     bell = asyncio.create_task(self._listen(queue))
-                patience_s = min(self._poll_s(queue.lease_s), 1.0 if stopped else 3600.0)
+                patience_s = min(self._poll_s(queue.lease_s), STOPPED_S if stopped else 3600.0)
                 if due_s is not None and stopped < len(
                     queue.waiting
                 ):  # wake when a lease ends, but not all processes at once

@@ -65,7 +65,7 @@ local function read_agents(context, argv)
   for i = 3, #argv, 4 do
     agents[#agents + 1] = { id = argv[i], role = argv[i + 1], n = tonumber(argv[i + 2]), most = tonumber(argv[i + 3]) }
   end
-  local gates = gates_of(context.gates, agents)
+  local gates = gates_of(context.gates, agents, context.now_ms)
   for i, agent in ipairs(agents) do
     agent.gate = gates[i]
     if agent.gate then agent.n = 0 end -- guard: gate

@@ -13,7 +13,7 @@ local function claim_item(keys, argv)
   local id, agent, role, lease_ms, request = argv[1], argv[2], argv[3], tonumber(argv[4]), argv[5]
   local now_us, now_ms = read_clock(keys[1])
   context.now_ms = now_ms
-  local gate = gates_of(context.gates, { { id = agent, role = role } })[1]
+  local gate = gates_of(context.gates, { { id = agent, role = role } }, now_ms)[1]
   if gate then return { 'gate', gate } end -- guard: item_gate
   local ask, given = string.match(redis.call('HGET', context.receipts, agent) or '', '^(%S+) (%S+)')
 

@@ -10,7 +10,7 @@ local function heartbeat(keys, argv)
     if argv[i + 2] ~= '' then redis.call('HSET', keys[2], argv[i], argv[i + 2]) end
     redis.call('ZADD', keys[3], now_ms, argv[i])
   end
-  for i, gate in ipairs(gates_of(keys[4], agents)) do answer[i + 1] = gate or '' end
+  for i, gate in ipairs(gates_of(keys[4], agents, now_ms)) do answer[i + 1] = gate or '' end
   return answer
 end
 register('heartbeat', heartbeat, { 'allow-oom' })

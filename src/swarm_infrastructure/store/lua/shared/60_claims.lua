@@ -100,13 +100,18 @@ local function hold(changes, context, lane, id, record, agent, token, ends_ms)
 end
 
 -- gates_of: for each agent why it may not claim now, or false. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
-local function gates_of(gates, agents)
+-- A gate that a budget shut stands until its window ends: `budget|…|resumes_ms|…`, see 70_money.
+local function gates_of(gates, agents, now_ms)
   local fields, shut = { '*' }, {}
   for _, agent in ipairs(agents) do
     fields[#fields + 1] = 'agent:' .. agent.id
     fields[#fields + 1] = 'role:' .. agent.role
   end
   local found = redis.call('HMGET', gates, unpack(fields))
+  for i, gate in ipairs(found) do
+    local resumes_ms = gate and tonumber(string.match(gate, '^budget|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d+)|') or 0) or 0
+    if resumes_ms > 0 and resumes_ms <= now_ms then found[i] = false end -- guard: gate_window
+  end
   for i = 1, #agents do shut[i] = found[2 * i] or found[2 * i + 1] or found[1] end
   return shut
 end

@@ -1,0 +1,475 @@
+"""CostManager: what the product's code calls to choose a model, to ask a budget, and to book what was spent."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from ..blackboard import Blackboard
+from ..errors import BudgetExceededError, InvalidInputError
+from ..keys import BoardKeys
+from ..store import Store
+from ..usage import TokenUsage
+from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender, status_of, zone
+from .early_stop import Decision, EarlyStop
+from .ledger import SENT_S, Alert, Entry, Ledger, Reservation
+from .limiter import RateLimiter
+from .money import NANO, to_dollars, to_nano
+from .pricing import Prices
+from .tiers import LLMTier, TierTable
+
+__all__ = ["CostManager", "MeteredCall"]
+
+log = structlog.get_logger(__name__)
+Handler = Callable[..., Awaitable[None] | None]
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+DAY_MS = 86_400_000
+
+
+@dataclass(slots=True, eq=False)
+class MeteredCall:
+    """One model call under a budget. Use it as ``async with cost_manager.call(...) as call``.
+
+    ::
+
+        async with cost_manager.call(spender, model, input_tokens=900, max_output_tokens=500) as call:
+            await call.send()                  # before the first byte
+            answer = await client.create(...)
+            await call.settle(usage)
+
+    Left without `send`, the hold is freed. Left after `send` without `settle`, it is booked at the estimate: nobody
+    knows what the provider counted.
+    """
+
+    costs: CostManager
+    reservation: Reservation
+    model: str
+    pricing: Mapping[str, Any] = field(default_factory=dict)
+    sent: bool = False
+    cost: int | None = None  #: nano-dollars, once settled
+
+    async def send(self, *, hold_s: float = SENT_S) -> None:
+        """Say that the call leaves now.
+
+        Raises:
+            BudgetExceededError: the hold was freed meanwhile; don't send.
+        """
+        await self.costs.ledger.mark_sent(self.reservation, hold_s=hold_s)
+        self.sent = True
+
+    async def settle(
+        self,
+        usage: TokenUsage,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        item_id: str = "",
+        step: str = "",
+        answer: bytes = b"",
+    ) -> int:
+        """Book what it cost, and keep its answer for the item. Returns nano-dollars."""
+        cost = self.costs.prices.cost(self.model, usage, **self.pricing)
+        await self._book(cost, usage.total_tokens, facts, item_id=item_id, step=step, answer=answer)
+        return cost
+
+    async def settle_unbilled(self, why: str) -> None:
+        """Book nothing: the provider refused the call, so it costs nothing."""
+        await self._book(0, 0, {"error": why})
+
+    async def settle_unknown(self, why: str) -> None:
+        """Book the estimate: what the provider counted can't be known."""
+        await self._book(self.reservation.usd, self.reservation.tokens, {"error": why, "unknown": True})
+
+    async def _book(self, usd: int, tokens: int, facts: Mapping[str, Any] | None, **answer: Any) -> None:
+        alerts = await self.costs.ledger.settle(self.reservation, usd, tokens, facts=facts, **answer)
+        self.cost = usd
+        await self.costs.tell(alerts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.cost is not None:
+            return
+        if self.sent:
+            await asyncio.shield(self.settle_unknown(repr(error) if error else "left without settling"))
+        else:
+            await asyncio.shield(self.costs.ledger.release(self.reservation))
+
+
+class CostManager:
+    """Prices, tiers, budgets and the ledger of one board.
+
+    Args:
+        store: the Redis that holds the board.
+        keys: of the board.
+        prices: what models cost.
+        tiers: which models a task may use.
+        tz: name of the time zone in which days and hours are counted.
+        early_stop: when a task is not worth more money.
+        enable_alerts: whether handlers are told of thresholds; the ledger keeps them in any case.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: BoardKeys,
+        *,
+        prices: Prices | None = None,
+        tiers: TierTable | None = None,
+        tz: str = "UTC",
+        early_stop: EarlyStop | None = None,
+        enable_alerts: bool = True,
+    ) -> None:
+        self.prices, self.tiers = prices or Prices(), tiers or TierTable()
+        self.early_stop, self.enable_alerts = early_stop or EarlyStop(), enable_alerts
+        self.ledger = Ledger(store, keys, zone(tz))
+        self.limiter = RateLimiter(store, keys)
+        self._store, self._keys = store, keys
+        self._stop_handlers: list[Handler] = []
+        self._alert_handlers: list[Handler] = []
+
+    @classmethod
+    def of(cls, blackboard: Blackboard, **how: Any) -> Self:
+        """The one that shares a board's Redis."""
+        return cls(blackboard.store, blackboard.keys, **how)
+
+    # -- prices and tiers -------------------------------------------------------------------------------------------
+
+    def calculate_cost(self, model: str, tokens: TokenUsage) -> float:
+        """What a call cost, in dollars.
+
+        Raises:
+            UnknownPriceError: no price is known for *model*.
+        """
+        return float(to_dollars(self.prices.cost(str(model), tokens)))
+
+    def estimate_cost(self, model: str, prompt_tokens: int, max_output_tokens: int) -> float:
+        """What a call may cost at most, in dollars."""
+        return float(to_dollars(self.prices.estimate(str(model), prompt_tokens, max_output_tokens)))
+
+    def get_tier(self, task_type: str) -> LLMTier:
+        """The tier that a type of task is given to."""
+        return self.tiers.get_tier(task_type)
+
+    def get_tier_for_model(self, model: str) -> LLMTier | None:
+        """The tier that a model belongs to, or None."""
+        return self.tiers.tier_of_model(str(model))
+
+    async def select_model(
+        self, task_type: str, agent_budget: AgentBudget | str, required_quality: float = 0.7, *, needed: float = 0.0
+    ) -> str:
+        """The first model of the task's tier that the agent's budget still allows, else of the next cheaper tier.
+
+        Args:
+            task_type: decides the tier; a *required_quality* above 0.9 asks for the premium one, below 0.4 for the fast one.
+            agent_budget: the agent, or its budget.
+            required_quality: 0 to 1.
+            needed: dollars that the call may cost.
+
+        Raises:
+            BudgetExceededError: no tier has that much left.
+        """
+        agent_id = agent_budget if isinstance(agent_budget, str) else agent_budget.agent_id
+        tier: LLMTier | None = self.get_tier(task_type)
+        if required_quality > 0.9:
+            tier = LLMTier.PREMIUM
+        elif required_quality < 0.4:
+            tier = LLMTier.FAST
+        least = max(to_nano(needed, field="needed"), 1)
+        refusal = None
+        while tier is not None:
+            refusal = await self._would_exceed(Spender(agent_id=agent_id, tier=tier), least)
+            if refusal is None:
+                return self.tiers.models(tier)[0]
+            tier = self.tiers.cheaper(tier)
+        assert refusal is not None
+        raise refusal
+
+    # -- budgets ----------------------------------------------------------------------------------------------------
+
+    async def set_budget(self, budget: Budget) -> None:
+        """Put a budget in place; agents that it lets go on do so within a second."""
+        await self.ledger.set_budget(budget)
+
+    async def get_budget(self, scope: str) -> Limits | None:
+        """The limits of an agent (by its id) or of a scope, or None."""
+        return (await self.ledger.limits()).get(_scope(scope))
+
+    async def get_budget_status(self, scope: str) -> BudgetStatus:
+        """How an agent (by its id) or a scope stands: what was spent, what is left, whether it stands still."""
+        name = _scope(scope)
+        accounts = await self.ledger.accounts(name)
+        day = self.ledger.windows().day
+        counters = await self.ledger.counters()
+        prefix = f"{day}|{name}/tier:" if name.startswith("agent:") else f"{day}|tier:" if name == "swarm" else None
+        tiers = {field[len(prefix) :]: row[0] for field, row in counters.items() if prefix and field.startswith(prefix)}
+        alerted = counters.get(f"{day}|{name}", (0,) * 7)[6] > 0
+        gate = await self._store.command("HGET", self._keys.gates, name)
+        return status_of(name, accounts, tiers, alerted=alerted, paused=gate.decode() if gate else "")
+
+    async def check_can_proceed(
+        self, agent_id: str, estimated_cost: float, task_type: str = "", *, task_id: str = ""
+    ) -> tuple[bool, str]:
+        """Whether a call of *estimated_cost* dollars would be granted now, and if not why. Reserves nothing: only
+        `call` can promise."""
+        tier = str(self.get_tier(task_type)) if task_type else ""
+        spender = Spender(agent_id=agent_id, task_id=task_id, tier=tier)
+        refusal = await self._would_exceed(spender, to_nano(estimated_cost, field="estimated_cost"))
+        return (True, "") if refusal is None else (False, str(refusal))
+
+    async def _would_exceed(self, spender: Spender, usd: int) -> BudgetExceededError | None:
+        try:
+            held = await self.ledger.reserve(spender, usd, 0, pause=False)
+        except BudgetExceededError as error:
+            return error
+        await self.ledger.release(held)
+        return None
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        spender: Spender,
+        model: str,
+        *,
+        input_tokens: int,
+        max_output_tokens: int,
+        wait_s: float = 2.0,
+        facts: Mapping[str, Any] | None = None,
+        **pricing: Any,
+    ) -> MeteredCall:
+        """Set aside what a call may cost at most.
+
+        Args:
+            spender: whose call it is.
+            model: which model.
+            input_tokens: how many it will read, at most.
+            max_output_tokens: how many it may write; the call must be made with this limit.
+            wait_s: how long to wait if only what is held for other calls stands in the way.
+            facts: for the ledger.
+            pricing: ``provider``, ``service_tier``, ``batch``, ``cache_write``, as `Prices.estimate` takes them.
+
+        Raises:
+            UnknownPriceError: no price is known; nothing may be sent.
+            BudgetExceededError: some budget has less left.
+        """
+        if max_output_tokens <= 0:
+            raise InvalidInputError("max_output_tokens", found=max_output_tokens, needed="a number above 0")
+        usd = self.prices.estimate(model, input_tokens, max_output_tokens, **pricing)
+        spender = spender if spender.tier else Spender(
+            spender.agent_id, spender.role, spender.task_id, str(self.get_tier_for_model(model) or ""), spender.tags
+        )  # fmt: skip
+        until, pause_s = time.monotonic() + wait_s, 0.02
+        while True:
+            last = time.monotonic() >= until
+            try:
+                held = await self.ledger.reserve(
+                    spender, usd, input_tokens + max_output_tokens, facts={"model": model, **(facts or {})}, pause=last
+                )
+            except BudgetExceededError as error:
+                if last:
+                    raise
+                if not error.held:  # no other call's end will help
+                    until = 0.0
+                    continue
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 0.5)
+            else:
+                settled = {name: value for name, value in pricing.items() if name != "cache_write"}
+                return MeteredCall(self, held, model, settled)
+
+    @asynccontextmanager
+    async def call(self, spender: Spender, model: str, **how: Any) -> AsyncIterator[MeteredCall]:
+        """`reserve`, as ``async with``."""
+        async with await self.reserve(spender, model, **how) as metered:
+            yield metered
+
+    async def record_usage(
+        self,
+        agent_id: str,
+        task_id: str,
+        task_type: str,
+        model: str,
+        tokens: TokenUsage,
+        duration_ms: float = 0.0,
+        confidence_score: float | None = None,
+        *,
+        role: str = "",
+        tags: Sequence[str] = (),
+        request_id: str | None = None,
+    ) -> float:
+        """Book a call that was made outside of the runtime. It is booked over a cap too: the money is spent.
+
+        Args:
+            request_id: names the call; the same one is booked once.
+
+        Returns:
+            Dollars.
+
+        Raises:
+            UnknownPriceError: no price is known for *model*; nothing was booked.
+        """
+        usd = self.prices.cost(str(model), tokens)
+        tier = str(self.get_tier_for_model(model) or self.get_tier(task_type))
+        spender = Spender(agent_id=agent_id, role=role, task_id=task_id, tier=tier, tags=tuple(tags))
+        facts = {"model": str(model), "task_type": task_type, "ms": duration_ms, "confidence": confidence_score}
+        alerts = await self.ledger.record(spender, usd, tokens.total_tokens, facts=facts, id=request_id)
+        await self.tell(alerts)
+        if confidence_score is not None:
+            decision = self.early_stop.decide(task_type, confidence_score)
+            if decision.stop:
+                await self._trigger_stop(agent_id, task_id, confidence_score, decision=decision)
+        return float(to_dollars(usd))
+
+    async def check_rate_limit(self, agent_id: str, max_calls_per_minute: int = 60) -> bool:
+        """Count one call of an agent; False if it has made as many as it may this minute."""
+        return await self.limiter.admit(f"agent:{agent_id}", calls=max_calls_per_minute) == 0.0
+
+    def track_costs(
+        self, agent_id: str, task_type: str, model: str, *, task_id: str = ""
+    ) -> Callable[[Function], Function]:
+        """Decorate a coroutine function that returns a `TokenUsage`, or something with a ``usage`` that is one: each call
+        is booked once."""
+
+        def decorate(function: Function) -> Function:
+            @functools.wraps(function)
+            async def tracked(*args: Any, **kwargs: Any) -> Any:
+                began = time.perf_counter()
+                answer = await function(*args, **kwargs)
+                usage = answer if isinstance(answer, TokenUsage) else getattr(answer, "usage", None)
+                if not isinstance(usage, TokenUsage):
+                    raise InvalidInputError(
+                        f"answer of {function.__name__}", found=answer, needed="a TokenUsage, or a usage attribute"
+                    )
+                await self.record_usage(
+                    agent_id,
+                    task_id or function.__name__,
+                    task_type,
+                    model,
+                    usage,
+                    (time.perf_counter() - began) * 1000,
+                )
+                return answer
+
+            return tracked  # type: ignore[return-value]
+
+        return decorate
+
+    # -- handlers ---------------------------------------------------------------------------------------------------
+
+    def register_stop_handler(self, handler: Handler) -> None:
+        """Have *handler(agent_id, task_id, confidence, reason)* called when a task is stopped early."""
+        self._stop_handlers.append(handler)
+
+    def register_alert_handler(self, handler: Handler) -> None:
+        """Have *handler(alert)* called when spending reaches a threshold; once per threshold and window."""
+        self._alert_handlers.append(handler)
+
+    async def stop_early(
+        self, agent_id: str, task_id: str, confidence_score: float, *, decision: Decision | None = None
+    ) -> Decision:
+        """Tell the handlers that a task is not worth more money; counted in the agent's tallies."""
+        decision = decision or self.early_stop.decide("", confidence_score)
+        await self._store.command(
+            "HINCRBY", self._keys.tallies, f"{agent_id}|early_stop_{decision.reason}", 1, once=True
+        )
+        log.info("stopped early", agent=agent_id, task=task_id, confidence=confidence_score, reason=decision.reason)
+        for handler in self._stop_handlers:
+            await _called(handler, agent_id, task_id, confidence_score, decision.reason)
+        return decision
+
+    _trigger_stop = stop_early  #: the name in the product document
+
+    async def tell(self, alerts: Sequence[Alert]) -> None:
+        """Log alerts and hand them to the handlers."""
+        for alert in alerts:
+            log.warning(
+                "a budget's threshold is reached", scope=alert.scope, window=alert.window, share=alert.threshold,
+                spent=str(to_dollars(alert.spent)), limit=str(to_dollars(alert.limit)),
+            )  # fmt: skip
+            for handler in self._alert_handlers if self.enable_alerts else ():
+                await _called(handler, alert)
+
+    # -- reports ----------------------------------------------------------------------------------------------------
+
+    async def get_agent_report(self, agent_id: str, days: int = 7) -> dict[str, Any]:
+        """What an agent spent in the last *days*: ``cost``, ``calls``, ``tokens``, and those by model, tier, task and day."""
+        return _report([entry async for entry in self._since(days) if entry.facts.get("agent_id") == agent_id])
+
+    async def get_global_report(self, days: int = 7) -> dict[str, Any]:
+        """As `get_agent_report`, of all agents, and by agent."""
+        return _report([entry async for entry in self._since(days)])
+
+    async def get_optimization_recommendations(self, days: int = 7) -> list[str]:
+        """Sentences about what would save money, each with the figures it rests on."""
+        entries = [entry async for entry in self._since(days)]
+        report, advice = _report(entries), []
+        premium = report["by_tier"].get("premium", {"cost": 0.0})["cost"]
+        if report["cost"] and premium > 0.5 * report["cost"]:
+            advice.append(
+                f"premium models took ${premium:.4f} of ${report['cost']:.4f}; try balanced for the easier tasks"
+            )
+        reserved = sum(entry.reserved for entry in entries if entry.kind == "settled")
+        used = sum(entry.usd for entry in entries if entry.kind == "settled" and entry.reserved)
+        if used and reserved > 4 * used:
+            advice.append(f"calls cost {used / reserved:.0%} of what is reserved for them; lower max_output_tokens")
+        sure = Counter(
+            entry.facts["task_type"]
+            for entry in entries
+            if (entry.facts.get("confidence") or 0) > 0.9 and "task_type" in entry.facts
+        )
+        for task_type, n in sure.most_common(3):
+            if n >= 20 and self.get_tier(task_type) is not LLMTier.FAST:
+                advice.append(f"{n} answers of {task_type!r} had a confidence above 0.9; try a cheaper tier for it")
+        return advice
+
+    async def _since(self, days: int) -> AsyncIterator[Entry]:
+        first_ms = int(time.time() * 1000) - days * DAY_MS
+        async for entry in self.ledger.entries(after=str(max(first_ms, 0))):
+            yield entry
+
+
+def _scope(name: str) -> str:
+    return name if name == "swarm" or ":" in name else f"agent:{name}"
+
+
+async def _called(handler: Handler, *args: Any) -> None:
+    answer = handler(*args)
+    if inspect.isawaitable(answer):
+        await answer
+
+
+def _report(entries: Sequence[Entry]) -> dict[str, Any]:
+    groups: dict[str, dict[str, list[int]]] = {
+        f"by_{name}": defaultdict(lambda: [0, 0, 0]) for name in ("agent", "role", "model", "tier", "task", "task_type", "day")
+    }  # fmt: skip
+    total = [0, 0, 0]
+    for entry in entries:
+        day = next((field.partition("|")[0][1:] for field in entry.fields if field.startswith("d")), "")
+        facts = {"agent": entry.facts.get("agent_id"), "task": entry.facts.get("task_id"), "day": day}
+        rows = [total]
+        for name, group in groups.items():
+            value = facts.get(name[3:]) or entry.facts.get(name[3:])
+            if value:
+                rows.append(group[str(value)])
+        for row in rows:
+            row[0] += entry.usd
+            row[1] += entry.requests
+            row[2] += entry.tokens
+
+    def shown(row: list[int]) -> dict[str, Any]:
+        return {"cost": row[0] / NANO, "calls": row[1], "tokens": row[2]}
+
+    return shown(total) | {name: {key: shown(row) for key, row in group.items()} for name, group in groups.items()}

@@ -1,0 +1,195 @@
+-- Steps that every booking shares. Amounts are whole nano-dollars, tokens and requests, exact up to 2^53.
+-- A counter is a field `window|scope` of the spend hash: `settled,held` of dollars, tokens, requests, then the highest alert
+-- level that was told. A window is `t` (for ever), `dDAY` or `hHOUR`; its first letter says which limit holds.
+-- A limit is a field of the limits hash, `usd,tokens,requests` for t, d and h, nine numbers or '', then what a breach does and
+-- the alert thresholds: `,,5000000000,,,,,,,pause,0.5 0.8`.
+local UNITS = { 'usd', 'tokens', 'requests' }
+local FIRST_LIMIT = { t = 1, d = 4, h = 7 }
+
+local function split(text, separator)
+  local parts = {}
+  for part in string.gmatch(text .. separator, '(.-)%' .. separator) do parts[#parts + 1] = part end
+  return parts
+end
+
+local COUNTER = '^(%-?%d+),(%-?%d+),(%-?%d+),(%-?%d+),(%-?%d+),(%-?%d+),(%d+)$'
+local function read_counter(text)
+  if not text then return { 0, 0, 0, 0, 0, 0, 0 } end
+  local a, b, c, d, e, f, g = string.match(text, COUNTER)
+  return { tonumber(a), tonumber(b), tonumber(c), tonumber(d), tonumber(e), tonumber(f), tonumber(g) }
+end
+
+local function pack_counter(counter)
+  return string.format('%d,%d,%d,%d,%d,%d,%d', unpack(counter))
+end
+
+-- read_limits: by name, for each name once. Returns name → {nine limits, breach, thresholds} or nil.
+local function read_limits(limits, names)
+  local found, asked, seen = {}, {}, {}
+  for _, name in ipairs(names) do
+    if not seen[name] then
+      seen[name] = true
+      asked[#asked + 1] = name
+    end
+  end
+  for i, text in ipairs(redis.call('HMGET', limits, unpack(asked))) do
+    if text then found[asked[i]] = split(text, ',') end
+  end
+  return found
+end
+
+local function read_rows(spend, fields)
+  local counters = {}
+  for i, text in ipairs(redis.call('HMGET', spend, unpack(fields))) do counters[i] = read_counter(text) end
+  return counters
+end
+
+local function write_rows(spend, fields, counters)
+  local written = {}
+  for i, field in ipairs(fields) do
+    written[2 * i - 1], written[2 * i] = field, pack_counter(counters[i])
+  end
+  redis.call('HSET', spend, unpack(written))
+end
+
+-- A reservation: `state usd tokens requests ends field limit field limit …`, a line break, then what the ledger says of it.
+-- States: open → sent → settled; open → released; sent → unknown (nobody settled in time) → settled
+local function read_reservation(text)
+  if not text then return nil end
+  local head, meta = string.match(text, '^([^\n]*)\n(.*)$')
+  local words = split(head, ' ')
+  local reservation = {
+    state = words[1], usd = tonumber(words[2]), tokens = tonumber(words[3]), requests = tonumber(words[4]),
+    fields = {}, limits = {}, meta = meta,
+  }
+  for i = 5, #words - 1, 2 do
+    reservation.fields[#reservation.fields + 1] = words[i]
+    reservation.limits[#reservation.limits + 1] = words[i + 1]
+  end
+  return reservation
+end
+
+local function pack_reservation(reservation)
+  local words = {
+    reservation.state, whole(reservation.usd), whole(reservation.tokens), whole(reservation.requests),
+  }
+  for i, field in ipairs(reservation.fields) do
+    words[#words + 1] = field
+    words[#words + 1] = reservation.limits[i]
+  end
+  return table.concat(words, ' ') .. '\n' .. reservation.meta
+end
+
+local function keep_reservation(context, id, reservation, until_ms)
+  redis.call('HSET', context.reservations, id, pack_reservation(reservation))
+  redis.call('ZADD', context.due, whole(until_ms), id)
+end
+
+-- open_gates: an agent that stood still for want of money goes on when what it needs is there again.
+-- A gate of ours is `budget|scope|window|unit|needed|left|limit|resumes_ms|field|limit name`.
+local function open_gates(context)
+  local gates = redis.call('HGETALL', context.gates)
+  for i = 1, #gates, 2 do
+    if string.sub(gates[i + 1], 1, 7) == 'budget|' then
+      local part = split(gates[i + 1], '|')
+      -- the field itself holds one bar: window|scope
+      local unit, needed, resumes_ms = part[4], tonumber(part[5]), tonumber(part[8])
+      local field, name = part[9] .. '|' .. part[10], part[11]
+      local limit = read_limits(context.limits, { name })[name]
+      local counter = read_counter(redis.call('HGET', context.spend, field))
+      local at = unit == 'usd' and 1 or unit == 'tokens' and 2 or 3
+      local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)] + at - 1])
+      local over = resumes_ms > 0 and resumes_ms <= context.now_ms
+      if over or not most or counter[2 * at - 1] + counter[2 * at] + needed <= most then
+        redis.call('HDEL', context.gates, gates[i])
+      end
+    end
+  end
+end
+
+-- alerts_of: thresholds that a scope's dollars have reached and nobody was told of yet. Remembers them in the counter.
+local function alerts_of(reservation, counters, limits)
+  local told = {}
+  for i, field in ipairs(reservation.fields) do
+    local limit = limits[reservation.limits[i]]
+    local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)]])
+    if most and most > 0 then
+      local level = 0
+      for _, threshold in ipairs(split(limit[11], ' ')) do
+        if tonumber(threshold) and counters[i][1] >= most * tonumber(threshold) then level = level + 1 end
+      end
+      if level > counters[i][7] then -- guard: alert_once
+        counters[i][7] = level
+        told[#told + 1] = field
+        told[#told + 1] = split(limit[11], ' ')[level]
+        told[#told + 1] = whole(counters[i][1])
+        told[#told + 1] = whole(most)
+      end
+    end
+  end
+  return told
+end
+
+-- book: what a call cost leaves the hold and enters the account, once, in the windows in which it was reserved.
+-- `held` says whether the reservation's amounts are still held. Returns the alerts that this raised.
+local function book(context, id, reservation, kind, usd, tokens, requests, held, more)
+  local counters = read_rows(context.spend, reservation.fields)
+  for _, counter in ipairs(counters) do
+    counter[1], counter[3], counter[5] = counter[1] + usd, counter[3] + tokens, counter[5] + requests
+    if held then
+      counter[2], counter[4] = counter[2] - reservation.usd, counter[4] - reservation.tokens
+      counter[6] = counter[6] - reservation.requests
+    end
+  end
+  local told = alerts_of(reservation, counters, read_limits(context.limits, reservation.limits))
+  write_rows(context.spend, reservation.fields, counters)
+  redis.call('XADD', context.ledger, '*', 'at', whole(context.now_ms), 'id', id, 'kind', kind, 'usd', whole(usd),
+    'tokens', whole(tokens), 'requests', whole(requests), 'reserved', whole(reservation.usd),
+    'fields', table.concat(reservation.fields, ' '), 'meta', reservation.meta, 'more', more,
+    'alerts', table.concat(told, ' '))
+  return told
+end
+
+local function unhold(context, reservation)
+  local counters = read_rows(context.spend, reservation.fields)
+  for _, counter in ipairs(counters) do
+    counter[2], counter[4] = counter[2] - reservation.usd, counter[4] - reservation.tokens
+    counter[6] = counter[6] - reservation.requests
+  end
+  write_rows(context.spend, reservation.fields, counters)
+end
+
+-- expire: what holders left behind. Not sent: the hold is freed. Sent: nobody knows what it cost, so it is settled at the
+-- estimate, and corrected if the usage turns up within a day. Ended long ago: forgotten.
+local UNKNOWN_MS = 86400000
+local function expire(context, most)
+  local ids = redis.call('ZRANGEBYSCORE', context.due, '-inf', context.now_ms, 'LIMIT', 0, most)
+  local freed, unknown = 0, 0
+  for _, id in ipairs(ids) do
+    local reservation = read_reservation(redis.call('HGET', context.reservations, id))
+    if reservation and reservation.state == 'open' then
+      unhold(context, reservation)
+      reservation.state = 'released'
+      keep_reservation(context, id, reservation, context.now_ms + UNKNOWN_MS)
+      freed = freed + 1
+    elseif reservation and reservation.state == 'sent' then -- guard: expire_sent
+      book(context, id, reservation, 'unknown', reservation.usd, reservation.tokens, reservation.requests, true, '')
+      reservation.state = 'unknown'
+      keep_reservation(context, id, reservation, context.now_ms + UNKNOWN_MS)
+      unknown = unknown + 1
+    else
+      redis.call('HDEL', context.reservations, id)
+      redis.call('ZREM', context.due, id)
+    end
+  end
+  if freed > 0 then open_gates(context) end
+  return freed, unknown, #ids
+end
+
+local function money(keys)
+  local _, now_ms = read_clock(keys[1])
+  return {
+    limits = keys[2], spend = keys[3], reservations = keys[4], due = keys[5], ledger = keys[6], gates = keys[7],
+    now_ms = now_ms,
+  }
+end
