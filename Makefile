@@ -4,6 +4,7 @@ BIN := .venv/bin
 FEEDS ?= examples/news_swarm/sample
 OUT ?= out
 PROCESSES ?= 1
+BUDGET ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types layers unit suites mutants faults bench clean
@@ -27,8 +28,8 @@ help:  ## this list
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/.ready-test .venv/.ready-demo
 
-demo: .venv/.ready-demo  ## the news swarm on the shipped sample feeds (FEEDS=... OUT=... PROCESSES=...)
-	@$(BIN)/python examples/news_swarm/main.py $(FEEDS) --out "$(OUT)" --summary "$(OUT)/summary.json" --processes $(PROCESSES)
+demo: .venv/.ready-demo  ## the news swarm on the shipped sample feeds (FEEDS=... OUT=... PROCESSES=... BUDGET=dollars a day)
+	@$(BIN)/python examples/news_swarm/main.py $(FEEDS) --out "$(OUT)" --summary "$(OUT)/summary.json" --processes $(PROCESSES) $(if $(BUDGET),--budget $(BUDGET))
 
 test: lint types layers suites  ## lint, types, layers, and the tests on every Redis server found here
 

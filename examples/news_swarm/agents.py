@@ -30,9 +30,12 @@ from swarm_infrastructure.blackboard.similarity import REJECT
 
 from . import engine, output
 from .board import BOARD, SOURCES
+from .models import Choice, Review, Tags, Verdict, question
 from .sources import Article, FeedError, read_source
 
 __all__ = ["Analyst", "Publisher", "Reviewer", "Scout", "Writer", "story_id"]
+
+DAILY = {"daily_limit": 2.00}  # dollars a day for all agents of a role together
 
 
 def story_id(article: Article) -> str:
@@ -52,6 +55,7 @@ class Scout(BaseAgent):
 
     role = "scout"
     claims = Claims(SOURCES, BlackboardSection.RAW_FEED, batch=16)
+    budget = DAILY
 
     async def process(self, item: Item, work: Work) -> Outcome:
         """Read a source, or look whether an article is a near-copy of an earlier one."""
@@ -136,29 +140,24 @@ class Analyst(BaseAgent):
 
     role = "analyst"
     claims = Claims(BlackboardSection.DEBATE_QUEUE, batch=8)
+    budget = DAILY
 
     async def process(self, item: NewsItem, work: Work) -> Outcome:
         """Judge one article."""
-        verdict, patch = await asyncio.to_thread(_judge, item)  # in a thread: a busy loop could not renew leases
+        facts = {"title": item.title, "content": item.content, "source": item.source}
+        verdict = (await work.ask("content_analysis", **question(Verdict, **facts))).parsed
+        told = {"confidence": verdict.confidence, "reasons": verdict.reasons}
         if verdict.confidence < 0.3:
             return work.move(
                 BlackboardSection.ARCHIVE,
                 ContentStatus.ARCHIVED,
-                patch={"verdict": patch["verdict"], "rejected_because": verdict.reasons[0]},
+                patch={"verdict": told, "rejected_because": verdict.reasons[0]},
                 reason=f"not news: {verdict.reasons[0]}",
             )
+        tags = (await work.ask("topic_tagging", **question(Tags, **facts))).parsed
+        topics = list(dict.fromkeys([*tags.topics, *item.topics]))[:8]
+        patch = {"verdict": told, "topics": topics, "sentiment_score": tags.sentiment, "angle": verdict.angle}
         return work.move(BlackboardSection.CONSENSUS, patch=patch)
-
-
-def _judge(item: NewsItem) -> tuple[engine.Verdict, dict[str, Any]]:
-    verdict = engine.newsworthiness(item.title, item.content)
-    patch: dict[str, Any] = {"verdict": {"confidence": verdict.confidence, "reasons": list(verdict.reasons)}}
-    if verdict.confidence >= 0.3:
-        topics = [*engine.topics(item.title, item.content), *item.topics]
-        patch["topics"] = list(dict.fromkeys(topics))[:8]
-        patch["sentiment_score"] = engine.sentiment(f"{item.title}. {item.content}")
-        patch["angle"] = engine.angle(item.title, item.content)
-    return verdict, patch
 
 
 class Writer(BaseAgent):
@@ -166,11 +165,29 @@ class Writer(BaseAgent):
 
     role = "script_writer"
     claims = Claims(BlackboardSection.CONSENSUS, batch=8)
+    budget = DAILY
 
     async def process(self, item: NewsItem, work: Work) -> Outcome:
         """Write one script."""
-        script = await asyncio.to_thread(engine.write_script, item.title, item.content, item.source, item.url)
-        return work.move(BlackboardSection.REVIEW_QUEUE, patch={"script": output.script_to_json(script)})
+        facts = {"title": item.title, "content": item.content, "source": item.source, "url": item.url}
+        numbered = dict(enumerate(engine.split_sentences(item.content)))
+        choice = await work.ask("script_draft", **question(Choice, **facts, sentences=_shown(numbered)))
+        script = await asyncio.to_thread(
+            engine.write_script, item.title, item.content, item.source, item.url, sentences=choice.parsed.sentences
+        )
+        patch = {"script": output.script_to_json(script), "model": choice.model}
+        return work.move(BlackboardSection.REVIEW_QUEUE, patch=patch)
+
+
+def _shown(sentences: dict[int, str], most: int = 12_000) -> dict[str, str]:
+    """Sentences by number, as many as fit into *most* characters."""
+    shown: dict[str, str] = {}
+    for number, sentence in sentences.items():
+        most -= len(sentence)
+        if most < 0:
+            break
+        shown[str(number)] = sentence
+    return shown
 
 
 class Reviewer(BaseAgent):
@@ -178,12 +195,17 @@ class Reviewer(BaseAgent):
 
     role = "reviewer"
     claims = Claims(BlackboardSection.REVIEW_QUEUE, statuses=(ContentStatus.REVIEWING, ContentStatus.FAILED), batch=8)
+    budget = DAILY
 
     async def process(self, item: Item, work: Work) -> Outcome:
-        """Check one script."""
+        """Check one script: by rule, which nobody can talk round, and if that finds nothing by a model."""
         news = NewsItem.from_dict(item.payload)
         script = output.script_from_json(item.payload["script"])
-        faults = await asyncio.to_thread(engine.check_script, script, news.title, news.content)
+        faults = list(await asyncio.to_thread(engine.check_script, script, news.title, news.content))
+        if not faults:
+            lines = [line.text for line in script.lines]
+            facts = {"title": news.title, "content": news.content, "lines": lines}
+            faults = (await work.ask("quality_assurance", **question(Review, **facts))).parsed.faults
         if faults:
             return work.move(
                 BlackboardSection.ARCHIVE,
@@ -199,6 +221,7 @@ class Publisher(BaseAgent):
 
     role = "publisher"
     claims = Claims(BlackboardSection.REVIEW_QUEUE, statuses=(ContentStatus.APPROVED,), batch=8)
+    budget = DAILY
 
     def __init__(self, *, out: Path, **facts: Any) -> None:
         super().__init__(**facts)
@@ -207,5 +230,6 @@ class Publisher(BaseAgent):
     async def process(self, item: Item, work: Work) -> Outcome:
         """Publish one story."""
         events = await self.swarm.blackboard.history(item.id)
-        folder = await asyncio.to_thread(output.write_story, self._out, item, events)
+        cost = (await self.swarm.cost_manager.ledger.accounts(f"task:{item.id}"))["total"].settled
+        folder = await asyncio.to_thread(output.write_story, self._out, item, events, cost=cost)
         return work.done({"folder": folder.name})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -638,7 +639,15 @@ _TOO_ALIKE = 0.6  # cosine of two sentences' words above which the second adds n
 _ATTRIBUTION = re.compile(r"Source: \S.*\.")
 
 
-def write_script(title: str, text: str, source: str, url: str, *, max_words: int = MAX_SCRIPT_WORDS) -> Script:
+def write_script(
+    title: str,
+    text: str,
+    source: str,
+    url: str,
+    *,
+    sentences: Collection[int] | None = None,
+    max_words: int = MAX_SCRIPT_WORDS,
+) -> Script:
     """A script of the source's own sentences in reading order, with "Source: OUTLET." at its end.
 
     Starts with the first sentence that can be read out (news tells the main thing first), then adds by rank what says
@@ -651,6 +660,7 @@ def write_script(title: str, text: str, source: str, url: str, *, max_words: int
         text: plain, paragraphs separated by line breaks.
         source: the outlet's name; where it is empty, the host of *url* stands in.
         url: the article's address, may be empty.
+        sentences: their positions, where somebody else has chosen; those that there is no room for are left out.
         max_words: of all lines together, attribution included; at least 20.
 
     Raises: InvalidInputError if max_words is below 20.
@@ -663,13 +673,25 @@ def write_script(title: str, text: str, source: str, url: str, *, max_words: int
     attribution = Line(_attribution(source, url), ATTRIBUTION_LINE)
     room = max_words - count_words(attribution.text)
     paragraphs = [number for number, line in enumerate(text.splitlines()) for _ in split_sentences(line)]
-    chosen = _choose(title, rank_sentences(title, text), paragraphs, room)
+    ranked = rank_sentences(title, text)
+    chosen = _choose(title, ranked, paragraphs, room) if sentences is None else _taken(ranked, sentences, room)
     lines = [Line(each.sentence, each.position) for each in sorted(chosen, key=lambda each: each.position)]
     if not lines and title.strip():
         lines = [Line(title.strip(), TITLE_LINE)]
     lines.append(attribution)
     words = sum(count_words(line.text) for line in lines)
     return Script(title.strip(), tuple(lines), words, round(words * 60 / WORDS_PER_MINUTE, 1))
+
+
+def _taken(ranked: list[Ranked], sentences: Collection[int], room: int) -> list[Ranked]:
+    """Those of *sentences* that exist and fit into *room* words, from the first on."""
+    taken = []
+    for each in sorted(ranked, key=lambda each: each.position):
+        length = count_words(each.sentence)
+        if each.position in sentences and length <= room:
+            taken.append(each)
+            room -= length
+    return taken
 
 
 def _attribution(source: str, url: str) -> str:

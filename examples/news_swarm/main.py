@@ -14,6 +14,7 @@ import asyncio
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +28,15 @@ from examples.news_swarm import output
 from examples.news_swarm.agents import Analyst, Publisher, Reviewer, Scout, Writer
 from examples.news_swarm.board import BOARD, SOURCES
 from examples.news_swarm.engine import ENGINE_NOTE
+from examples.news_swarm.models import choose_models
 from examples.news_swarm.show import Display, show_summary
 from examples.news_swarm.sources import expand
-from examples.news_swarm.tally import Tally, unfinished
+from examples.news_swarm.tally import Costs, Tally, unfinished
 from swarm_infrastructure import (
+    BaseAgent,
+    Budget,
     ConfigurationError,
+    Settings,
     Submission,
     Swarm,
     SwarmError,
@@ -50,13 +55,19 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a feed: file, folder or URL")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where each story gets a folder")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the account of the run there, as JSON")
+    parser.add_argument(
+        "--budget", type=float, metavar="DOLLARS", help="what the swarm may spend a day (default: no limit)"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="worker processes (default 1)")
     return parser.parse_args(words)
 
 
-def build_swarm(out: Path) -> Swarm:
-    """The agents on their board."""
-    return Swarm([Scout, Analyst, Writer, Reviewer, partial(Publisher, out=out)], board=BOARD)
+def build_swarm(out: Path, *, budget: float | None = None) -> Swarm:
+    """The agents on their board, with their models."""
+    settings = Settings.load()
+    agents: list[Callable[..., BaseAgent]] = [Scout, Analyst, Writer, Reviewer, partial(Publisher, out=out)]
+    models = choose_models(settings)._asdict()
+    return Swarm(agents, board=BOARD, settings=settings, budget=Budget(daily_limit=budget), **models)
 
 
 async def feed_and_watch(
@@ -71,10 +82,12 @@ async def feed_and_watch(
     ]
     await board.submit(*sources, agent="main")
     source_ids = [source.id for source in sources]
+    before = await Costs.take(swarm)
     with Display(console) as display:
         while True:
             try:
                 display.update(await board.get_all_stats())
+                display.tell_paused(await swarm.cost_manager.paused())
                 if not await unfinished(board):
                     break
             except UnavailableError as error:
@@ -84,7 +97,9 @@ async def feed_and_watch(
     for item_id in tally.published:  # once more, now that the last step and late near-copies are known
         item = tally.items[item_id]
         events = await board.history(item_id)
-        await asyncio.to_thread(output.write_story, out, item, events, tally.copies_of(item_id))
+        cost = (await swarm.cost_manager.ledger.accounts(f"task:{item_id}"))["total"].settled
+        await asyncio.to_thread(output.write_story, out, item, events, tally.copies_of(item_id), cost=cost)
+    tally.costs = (await Costs.take(swarm)) - before
     return tally, time.monotonic() - started
 
 
@@ -97,9 +112,10 @@ def run(words: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         if options.summary is not None:
             options.summary.parent.mkdir(parents=True, exist_ok=True)
-        if worker_seat() is None:
+        swarm = build_swarm(options.out, budget=options.budget)
+        if worker_seat() is None and choose_models(swarm.settings).extractive:
             console.print(ENGINE_NOTE, soft_wrap=True)
-        answer = build_swarm(options.out).run(
+        answer = swarm.run(
             processes=options.processes,
             watch=partial(feed_and_watch, locations=locations, out=options.out, console=console),
         )
@@ -110,7 +126,8 @@ def run(words: list[str] | None = None) -> int:
         print("news_swarm: stopped; run it again to go on where it stopped", file=sys.stderr)
         return 130
     tally, seconds = answer
-    show_summary(console, tally, seconds, str(options.out))
+    extractive = choose_models(swarm.settings).extractive
+    show_summary(console, tally, seconds, str(options.out), extractive=extractive)
     if options.summary is not None:
         options.summary.write_bytes(orjson.dumps(tally.as_dict(seconds), option=orjson.OPT_INDENT_2))
     if tally.unread and len(tally.unread) == tally.sources:

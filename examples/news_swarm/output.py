@@ -47,7 +47,7 @@ def script_from_json(data: dict[str, Any]) -> Script:
     )
 
 
-def write_story(out: Path, item: Item, events: Sequence[Event], copies: Sequence[Item] = ()) -> Path:
+def write_story(out: Path, item: Item, events: Sequence[Event], copies: Sequence[Item] = (), *, cost: int = 0) -> Path:
     """Write a story's files, each whole or not at all. Returns its folder.
 
     Args:
@@ -59,11 +59,11 @@ def write_story(out: Path, item: Item, events: Sequence[Event], copies: Sequence
     folder = out / folder_name(item)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "script.md", _script_text(item).encode())
-    _write(folder / "story.json", orjson.dumps(_story(item, events, copies), option=orjson.OPT_INDENT_2))
+    _write(folder / "story.json", orjson.dumps(_story(item, events, copies, cost), option=orjson.OPT_INDENT_2))
     return folder
 
 
-def _story(item: Item, events: Sequence[Event], copies: Sequence[Item]) -> dict[str, Any]:
+def _story(item: Item, events: Sequence[Event], copies: Sequence[Item], cost: int) -> dict[str, Any]:
     told = item.payload
     return {
         "id": item.id,
@@ -75,9 +75,17 @@ def _story(item: Item, events: Sequence[Event], copies: Sequence[Item]) -> dict[
         "script": told["script"],
         "sources": [_source(item, 1.0), *(_source(copy, copy.payload.get("similarity")) for copy in copies)],
         "related_to": told.get("related_to", []),
-        "engine": ENGINE_NOTE,
+        "engine": _engine_of(item),
+        "cost_usd": cost / 1e9,
         "history": [event.as_dict() for event in events],
     }
+
+
+def _engine_of(item: Item) -> str:
+    model = str(item.payload.get("model", "extractive"))
+    return (
+        ENGINE_NOTE if model.startswith("extractive") else f"Each line is a sentence of its source, chosen by {model}."
+    )
 
 
 def _source(item: Item, similarity: Any) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def _source(item: Item, similarity: Any) -> dict[str, Any]:
 def _script_text(item: Item) -> str:
     script = item.payload["script"]
     lines = "\n\n".join(_plain(line["text"]) for line in script["lines"])
-    told = f"{script['words']} words, {script['duration_s']:.0f} s. {ENGINE_NOTE}"
+    told = f"{script['words']} words, {script['duration_s']:.0f} s. {_engine_of(item)}"
     return f"# {_plain(script['headline'])}\n\n{lines}\n\n---\n{told}\n"
 
 

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from swarm_infrastructure.cost_manager import Paused
+from swarm_infrastructure.cost_manager.money import shown
+
 from .tally import Tally
 
 __all__ = ["Display", "show_summary"]
@@ -31,6 +34,7 @@ class Display:
         self._progress: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._last_line, self._last_at = "", 0.0
+        self._paused: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -47,6 +51,16 @@ class Display:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+    def tell_paused(self, paused: list[Paused]) -> None:
+        """Say which agents stand still for want of money, and what lets them go on; each once."""
+        now = {each.who: str(each) for each in paused}
+        for who, line in now.items():
+            if who not in self._paused:
+                self._console.print(f"paused: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        for who in self._paused.keys() - now.keys():
+            self._console.print(f"goes on: {who}", style="green", highlight=False, markup=False)
+        self._paused = now
 
     def update(self, stats: dict[str, dict[str, Any]]) -> None:
         """Show where the stories stand now."""
@@ -66,7 +80,7 @@ class Display:
             self._last_line, self._last_at = line, now
 
 
-def show_summary(console: Console, tally: Tally, seconds: float, out: str) -> None:
+def show_summary(console: Console, tally: Tally, seconds: float, out: str, *, extractive: bool = True) -> None:
     """The table at the end, and where to look."""
     table = Table(title="News swarm", title_justify="left", show_header=True, header_style="bold")
     table.add_column("")
@@ -87,7 +101,11 @@ def show_summary(console: Console, tally: Tally, seconds: float, out: str) -> No
         table.add_row(name, str(n), meaning, style="red" if name == "failed" and n else None)
     table.add_section()
     table.add_row("seconds", f"{seconds:.1f}", f"{tally.read / max(seconds, 1e-9):.0f} articles a second")
-    table.add_row("cost", "$0.00", "no language model was called")
+    costs = tally.costs
+    table.add_row("cost", shown(costs.total), "no language model was called" if extractive else "")
+    for title, part in (("by agent", costs.by_role), ("by tier", costs.by_tier)):
+        listed = ", ".join(f"{name} {shown(nano)}" for name, nano in sorted(part.items(), key=lambda each: -each[1]))
+        table.add_row(title, "", listed or "nothing was asked")
     console.print(table)
     for location, why in tally.unread.items():
         console.print(f"not read: {location}: {why}", style="red", highlight=False, markup=False)

@@ -5,17 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm_infrastructure import Blackboard, BlackboardSection, ContentStatus, Item
+from swarm_infrastructure import Blackboard, BlackboardSection, ContentStatus, Item, SwarmInfrastructure
 
 from .board import BOARD, SOURCES
 
-__all__ = ["Tally", "unfinished"]
+__all__ = ["Costs", "Tally", "unfinished"]
 
 LIVE = [
     s
     for s in BlackboardSection
     if s not in (BlackboardSection.PUBLISHED, BlackboardSection.ARCHIVE, BlackboardSection.AGENT_STATE)
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Nano-dollars by role and by tier."""
+
+    total: int = 0
+    by_role: dict[str, int] = field(default_factory=dict)
+    by_tier: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    async def take(cls, swarm: SwarmInfrastructure) -> Costs:
+        """What was spent on this board so far."""
+        counters = await swarm.cost_manager.ledger.counters()
+
+        def under(prefix: str) -> dict[str, int]:
+            return {name.removeprefix(prefix): row[0] for name, row in counters.items() if name.startswith(prefix)}
+
+        return cls(counters.get("t|swarm", (0,))[0], under("t|role:"), under("t|tier:"))
+
+    def __sub__(self, other: Costs) -> Costs:
+        def less(now: dict[str, int], then: dict[str, int]) -> dict[str, int]:
+            return {name: nano - then.get(name, 0) for name, nano in now.items() if nano != then.get(name, 0)}
+
+        return Costs(self.total - other.total, less(self.by_role, other.by_role), less(self.by_tier, other.by_tier))
+
+    def as_dict(self) -> dict[str, Any]:
+        """In dollars."""
+        return {
+            "total": self.total / 1e9,
+            "by_agent": {name: nano / 1e9 for name, nano in self.by_role.items()},
+            "by_tier": {name: nano / 1e9 for name, nano in self.by_tier.items()},
+        }
 
 
 @dataclass(slots=True)
@@ -32,6 +65,7 @@ class Tally:
     sources: int = 0
     unread: dict[str, str] = field(default_factory=dict)  #: source → why it could not be read
     items: dict[str, Item] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)  #: of this run
 
     @classmethod
     async def take(cls, blackboard: Blackboard, source_ids: list[str]) -> Tally:
@@ -85,6 +119,7 @@ class Tally:
             "seconds": round(seconds, 3),
             "near_copies": self.near,
             "known": self.known,
+            "cost_usd": self.costs.as_dict(),
             "sources": self.sources,
             "unread": self.unread,
             "ids": {

@@ -56,6 +56,7 @@ class Runner:
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._draining = False
+        self._short_of_money = False  # said once, until something succeeds again
         self.status = "idle"  #: idle, working or error
         self.finished = 0  #: items that left its hands
 
@@ -206,6 +207,7 @@ class Runner:
         outcome: Outcome
         try:
             outcome = await agent.process(parse(claimed.item), work) or Complete()
+            self._short_of_money = False
         except asyncio.CancelledError:
             if lease.lost or not self._draining_now():
                 return  # the claim is gone: whatever we wrote would be refused
@@ -218,7 +220,9 @@ class Runner:
                 outcome = Fail(error=f"{type(error).__name__}: {error}")
             else:  # the agent's claims stand still; the item waits unharmed for money, or for another agent
                 outcome = HandBack(reason=f"stop_reason=budget: {error}")
-                log.warning("paused for want of money", item=claimed.item.id, agent=agent.agent_id, why=str(error))
+                if not self._short_of_money:
+                    log.warning("paused for want of money", agent=agent.agent_id, why=str(error))
+                self._short_of_money = True
         except InvalidInputError as error:
             outcome = Fail(error=f"{type(error).__name__}: {error}", give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything

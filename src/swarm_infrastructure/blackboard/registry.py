@@ -181,7 +181,7 @@ class AgentRegistry:
             total_tokens_used=endings.get(f"{agent_id}|tokens", 0),
             last_heartbeat_ms=last.get(agent_id, 0),
             age_s=round(max(age_ms, 0) / 1000, 3),
-            gate=gate,
+            gate=gate_text(gate),
             facts=facts,
         )
 
@@ -209,7 +209,7 @@ class AgentRegistry:
     async def gates(self) -> dict[str, str]:
         """Every gate that is shut, and why."""
         rows = await self._store.command("HGETALL", self._keys.gates)
-        return {name.decode(): why.decode() for name, why in _pairs(rows)}
+        return {name.decode(): gate_text(why.decode()) for name, why in _pairs(rows)}
 
     async def revoke(self, agent_id: str, *, agent: str = "", reason: str = "revoked") -> int:
         """Stop an agent for good and take its claims away: they are offered again, and whatever it writes is refused.
@@ -268,6 +268,13 @@ def _description(agent_id: str, role: str, facts: Mapping[str, Any]) -> bytes:
 def _pairs(rows: Mapping[bytes, bytes] | Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
     """Pairs of a hash, or of a zset with scores, as redis-py gives them."""
     return rows.items() if isinstance(rows, Mapping) else [(row[0], row[1]) for row in rows]
+
+
+def gate_text(gate: str) -> str:
+    """A gate for people. What a budget shut is ``budget|scope|window|…`` (see ``70_money.lua``)."""
+    if not gate.startswith("budget|"):
+        return gate
+    return f"budget of {gate.split('|')[1]} is spent"
 
 
 def _gate(who: str) -> str:

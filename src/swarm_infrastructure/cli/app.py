@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError, InvalidInputError, SwarmError, UnavailableError
-from . import agents, audit, config, doctor, items, models, redis_server, run, status
+from . import agents, audit, budget, config, doctor, items, models, redis_server, run, status
 from .render import help_if_alone, say
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ app.add_typer(items.app, name="items", short_help="Look at items; release, retry
 app.add_typer(items.app, name="item", hidden=True)
 app.add_typer(agents.app, name="agents", short_help="Look at agents; pause, resume, revoke.")
 app.add_typer(agents.app, name="agent", hidden=True)
+app.add_typer(budget.app, name="budget", short_help="What may be spent: show, set, raise, report, ledger.")
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
 app.command("models", short_help="The models of each tier, and what they cost.")(models.models)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ..blackboard.audit import AuditReport
+    from .session import Session
 
 __all__ = ["audit"]
 
@@ -46,13 +47,25 @@ def audit(board: BoardOption = None, output: OutputOption = Output.TABLE) -> int
 
 
 async def _read(board: str | None) -> list[AuditReport]:
-    from ..blackboard.audit import audit as audit_board
-
     async with open_session() as session:
         names = await session.boards(board)
         if not names:
             raise session.no_boards()
-        return [await audit_board(session.store, session.settings.namespace, name) for name in names]
+        return [await _both(session, name) for name in names]
+
+
+async def _both(session: Session, name: str) -> AuditReport:
+    """The audit of the board and of its money."""
+    from ..blackboard.audit import audit as audit_board
+    from ..cost_manager import Ledger, audit_money
+    from ..cost_manager.budgets import zone
+    from ..keys import BoardKeys
+
+    namespace = session.settings.namespace
+    report = await audit_board(session.store, namespace, name)
+    ledger = Ledger(session.store, BoardKeys(namespace, name), zone(session.settings.budget_tz))
+    report.breaches += await audit_money(ledger)
+    return report
 
 
 def _show(reports: list[AuditReport]) -> None:

@@ -8,7 +8,7 @@ from .audit import audit_money
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender
 from .cost_manager import CostManager, MeteredCall
 from .early_stop import EarlyStop
-from .ledger import Alert, Entry, Ledger, Reservation
+from .ledger import Alert, Entry, Ledger, Paused, Reservation
 from .limiter import RateLimiter
 from .pricing import Prices
 from .tiers import TASK_TIER_MAPPING, LLMModel, LLMTier, TierTable
@@ -28,6 +28,7 @@ __all__ = [
     "Ledger",
     "Limits",
     "MeteredCall",
+    "Paused",
     "Prices",
     "RateLimiter",
     "Reservation",

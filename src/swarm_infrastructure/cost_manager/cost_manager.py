@@ -22,7 +22,7 @@ from ..store import Store
 from ..usage import TokenUsage
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender, status_of, zone
 from .early_stop import Decision, EarlyStop
-from .ledger import SENT_S, Alert, Entry, Ledger, Reservation
+from .ledger import SENT_S, Alert, Entry, Ledger, Paused, Reservation
 from .limiter import RateLimiter
 from .money import NANO, to_dollars, to_nano
 from .pricing import Prices
@@ -218,6 +218,10 @@ class CostManager:
         alerted = counters.get(f"{day}|{name}", (0,) * 7)[6] > 0
         gate = await self._store.command("HGET", self._keys.gates, name)
         return status_of(name, accounts, tiers, alerted=alerted, paused=gate.decode() if gate else "")
+
+    async def paused(self) -> list[Paused]:
+        """Who stands still for want of money, and what lets them go on."""
+        return await self.ledger.paused()
 
     async def check_can_proceed(
         self, agent_id: str, estimated_cost: float, task_type: str = "", *, task_id: str = ""

@@ -19,13 +19,13 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from ..errors import BudgetExceededError, SwarmError, VersionConflictError
+from ..errors import BudgetExceededError, SwarmError, UnavailableError
 from ..keys import BoardKeys
 from ..store import Store
 from .budgets import WINDOWS, Account, Budget, Limits, Spender, Windows, as_pairs, now_ms
-from .money import NANO
+from .money import NANO, shown
 
-__all__ = ["Alert", "Entry", "Ledger", "Reservation"]
+__all__ = ["Alert", "Entry", "Ledger", "Paused", "Reservation"]
 
 OPEN_S = 15.0  # how long a reservation may wait to be sent
 SENT_S = 180.0  # how long a sent call's holder is believed to live, unless the call says otherwise
@@ -54,6 +54,42 @@ class Alert:
     threshold: float  #: 0.8
     spent: int  #: nano-dollars
     limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """An agent, or all of a role, that stands still for want of money."""
+
+    who: str  #: ``agent:ID`` or ``role:NAME``
+    scope: str  #: whose budget has too little left
+    window: str  #: total, day or hour
+    unit: str  #: usd, tokens or requests
+    needed: int  #: nano-dollars, tokens or requests
+    left: int
+    limit: int
+    resumes_at_ms: int  #: when a new window begins, 0 if never
+
+    @classmethod
+    def read(cls, who: str, gate: str) -> Paused | None:
+        """What a gate says; None if it was not shut by a budget."""
+        if not gate.startswith("budget|"):
+            return None
+        _, scope, letter, unit, needed, left, limit, resumes, *_ = gate.split("|")
+        return cls(
+            who=who, scope=scope, window=LONG[letter], unit=unit, needed=int(needed), left=int(left), limit=int(limit),
+            resumes_at_ms=int(resumes),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        def amount(number: int) -> str:
+            return shown(number) if self.unit == "usd" else f"{number} {self.unit}"
+
+        window = "" if self.window == "total" else f" per {self.window}"
+        option = {"usd": self.window, "tokens": "tokens", "requests": "requests"}[self.unit]
+        return (
+            f"{self.who} needs {amount(self.needed)}, the budget of {self.scope} has {amount(max(self.left, 0))} of "
+            f"{amount(self.limit)}{window} left; raise it: swarm budget raise {self.scope} --{option} AMOUNT"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +306,7 @@ class Ledger:
             answer = await self._store.call("set_limits", self._keys, [scope, found, limits.pack()])
             if answer[0] == b"set":
                 return limits
-        raise VersionConflictError(f"limits of {scope}", found="others who change it", needed="a quiet moment")
+        raise UnavailableError(f"the limits of {scope} are changed by others all the time; try again")
 
     async def limits(self) -> dict[str, Limits]:
         """Every limit, by name: a scope, or ``agent:ID/task``, ``agent:ID/tier:NAME``."""
@@ -292,6 +328,13 @@ class Ledger:
             window: _account(window, text, limits.most.get((window, "usd")))
             for window, text in zip(fields, counters, strict=True)
         }
+
+    async def paused(self) -> list[Paused]:
+        """Who stands still for want of money, and what is needed."""
+        gates = await self._store.command("HGETALL", self._board.gates)
+        found = [Paused.read(who.decode(), gate.decode()) for who, gate in gates.items()]
+        now = now_ms() + self._ahead_ms
+        return [each for each in found if each is not None and not 0 < each.resumes_at_ms <= now]
 
     async def counters(self) -> dict[str, tuple[int, ...]]:
         """Every counter: ``window|scope`` → settled and held of dollars, tokens, requests, then the alert level."""

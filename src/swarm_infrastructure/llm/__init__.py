@@ -6,7 +6,7 @@ The SDKs are imported when a client is made, not here.
 from __future__ import annotations
 
 from .anthropic_client import AnthropicClient
-from .client import LLMClient, SchemaMismatch, ask, parse_answer
+from .client import LLMClient, SchemaMismatch, ask, parse_answer, repaired
 from .openai_client import OpenAIClient
 from .provider import requests_allowed
 from .types import LLMChunk, LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
@@ -24,6 +24,7 @@ __all__ = [
     "ask",
     "estimated_tokens",
     "parse_answer",
+    "repaired",
     "requests_allowed",
     "summed",
 ]

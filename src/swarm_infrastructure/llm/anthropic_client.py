@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,13 +40,16 @@ class AnthropicClient(ProviderClient):
         except ImportError as error:
             raise MissingExtraError("anthropic", "anthropic") from error
         self._sdk, self._timeout_s = anthropic, timeout_s
-        api = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, timeout=timeout_s, max_retries=0)
-        if api.api_key is None and api.auth_token is None and api.credentials is None:
+        options: dict[str, Any] = {"base_url": base_url, "timeout": timeout_s, "max_retries": 0}
+        try:
+            self._api = anthropic.AsyncAnthropic(api_key=api_key, **options)
+            if not (self._api.api_key or self._api.auth_token or self._api.credentials):
+                raise anthropic.AnthropicError("there is no API key")
+        except anthropic.AnthropicError as error:
             if base_url is None:
-                raise ConfigurationError("Anthropic: there is no API key; set ANTHROPIC_API_KEY, or pass api_key")
-            api = anthropic.AsyncAnthropic(api_key="none", base_url=base_url, timeout=timeout_s, max_retries=0)
-        self._api = api
-        self._counts = api.base_url.host == "api.anthropic.com"
+                raise ConfigurationError(f"Anthropic: {error}; set ANTHROPIC_API_KEY, or pass api_key") from error
+            self._api = anthropic.AsyncAnthropic(api_key="none", **options)
+        self._counts = self._api.base_url.host == "api.anthropic.com"
 
     async def count_tokens(self, request: LLMRequest) -> int:
         """See ``LLMClient.count_tokens``: Anthropic counts, endpoints like it may not, so there it is estimated."""
@@ -110,9 +112,9 @@ class AnthropicClient(ProviderClient):
         answer.model = payload.get("model") or ""
         for index, block in enumerate(payload["content"]):
             if block.get("type") == "text":
-                answer.text.append(block["text"])
+                answer.add_text(block["text"])
             elif block.get("type") == "tool_use":
-                answer.add_call(index, block.get("id"), block.get("name"), json.dumps(block.get("input") or {}))
+                answer.add_call(index, block.get("id"), block.get("name"), block.get("input") or {})
         _count(answer, payload.get("usage"))
         _stop(answer, payload)
 
@@ -125,9 +127,9 @@ class AnthropicClient(ProviderClient):
                 block = event["content_block"]
                 answer.add_call(event["index"], block.get("id"), block.get("name"), "")
             case "content_block_start" if event["content_block"].get("type") == "text":
-                answer.text.append(event["content_block"].get("text") or "")
+                answer.add_text(event["content_block"].get("text") or "")
             case "content_block_delta" if event["delta"].get("type") == "text_delta":
-                answer.text.append(event["delta"]["text"])
+                answer.add_text(event["delta"]["text"])
             case "content_block_delta" if event["delta"].get("type") == "input_json_delta":
                 answer.add_call(event["index"], None, None, event["delta"].get("partial_json"))
             case "message_delta":

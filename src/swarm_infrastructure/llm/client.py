@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..errors import ModelError, ModelUnavailableError
 from .types import LLMChunk, LLMRequest, LLMResult, Message, json_of, summed
 
-__all__ = ["LLMClient", "SchemaMismatch", "ask", "parse_answer"]
+__all__ = ["LLMClient", "SchemaMismatch", "ask", "parse_answer", "repaired"]
 
 FAULTS_SHOWN = 20  # to the model; more would cost more than they help
 

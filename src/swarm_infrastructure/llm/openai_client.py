@@ -52,12 +52,13 @@ class OpenAIClient(ProviderClient):
         if api not in ("auto", "chat", "responses"):
             raise InvalidInputError("OpenAIClient.api", found=api, needed="auto, chat or responses")
         self._sdk, self._timeout_s = openai, timeout_s
+        options: dict[str, Any] = {"base_url": base_url, "timeout": timeout_s, "max_retries": 0}
         try:
-            self._api = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, timeout=timeout_s, max_retries=0)
+            self._api = openai.AsyncOpenAI(api_key=api_key, **options)
         except openai.OpenAIError as error:
             if base_url is None:
                 raise ConfigurationError(f"OpenAI: {error}; set OPENAI_API_KEY, or pass api_key") from error
-            self._api = openai.AsyncOpenAI(api_key="none", base_url=base_url, timeout=timeout_s, max_retries=0)
+            self._api = openai.AsyncOpenAI(api_key="none", **options)
         official = f".{self._api.base_url.host}".endswith(".api.openai.com")  # eu.api.openai.com too
         self._responses = api == "responses" or (api == "auto" and official)
         self._limit_field = limit_field or ("max_completion_tokens" if official else "max_tokens")
@@ -165,11 +166,13 @@ def _read_chat(answer: Answer, event: Mapping[str, Any], message: Mapping[str, A
     """A whole answer, or a chunk: they have the same fields, so that the parts only have to be put together."""
     answer.model = event.get("model") or answer.model
     if message.get("content"):
-        answer.text.append(message["content"])
+        answer.add_text(message["content"])
     answer.refusal += message.get("refusal") or ""
     for position, call in enumerate(message.get("tool_calls") or []):
         function = call.get("function") or {}
-        answer.add_call(call.get("index", position), call.get("id"), function.get("name"), function.get("arguments"))
+        index = call.get("index")  # Gemini leaves it out, also in streams
+        index = (call.get("id") or position) if index is None else index
+        answer.add_call(index, call.get("id"), function.get("name"), function.get("arguments"))
     for choice in event.get("choices") or []:
         if reason := choice.get("finish_reason"):
             answer.complete = True
@@ -199,7 +202,7 @@ def _read_response(answer: Answer, response: Mapping[str, Any], *, with_text: bo
         for part in item.get("content") or [] if item.get("type") == "message" else []:
             answer.refusal += part.get("refusal") or ""
             if with_text and part.get("type") == "output_text":
-                answer.text.append(part["text"])
+                answer.add_text(part["text"])
     why = (response.get("incomplete_details") or {}).get("reason") or ""
     if why == "content_filter" and not answer.refusal:
         answer.refusal = "the provider's content filter stopped the answer"
@@ -209,7 +212,7 @@ def _read_response(answer: Answer, response: Mapping[str, Any], *, with_text: bo
 def _fold_response(answer: Answer, event: Mapping[str, Any]) -> None:
     match event.get("type"):
         case "response.output_text.delta":
-            answer.text.append(event["delta"])
+            answer.add_text(event["delta"])
         case "response.completed" | "response.incomplete" | "response.failed":
             _read_response(answer, event["response"], with_text=False)
         case "error":

@@ -10,6 +10,7 @@ SDK's types: those describe the official API, while endpoints that imitate it le
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import time
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from json import JSONDecodeError
 from types import ModuleType
 from typing import Any
 
@@ -69,10 +69,17 @@ class Answer:
     begun: bool = False  #: something came
     complete: bool = False  #: the terminal event came
 
-    def add_call(self, index: Any, id: str | None, name: str | None, arguments: str | None) -> None:
+    def add_text(self, text: Any) -> None:
+        """A further piece of the text."""
+        if not isinstance(text, str):
+            raise TypeError(f"found {type(text).__name__} where text was needed")
+        self.text.append(text)
+
+    def add_call(self, index: Any, id: str | None, name: str | None, arguments: Any) -> None:
         """A tool call, or a further part of one."""
         call = self.calls.setdefault(index, ["", "", ""])
-        call[0], call[1], call[2] = call[0] or id or "", call[1] or name or "", call[2] + (arguments or "")
+        written = arguments if isinstance(arguments, str) else "" if arguments is None else json.dumps(arguments)
+        call[0], call[1], call[2] = call[0] or id or "", call[1] or name or "", call[2] + written
 
     def usage_so_far(self, request: LLMRequest) -> TokenUsage:
         """What it has used at least; estimated where the provider has not said yet."""
@@ -226,12 +233,16 @@ class ProviderClient:
                 raise ModelUnavailableError(request.model, why, may_be_paid=not _never_sent(error)) from error
             except self._sdk.APIError as error:  # within a stream
                 raise provider_fault(request.model, 200, error.body or str(error), {}) from error
-            except (JSONDecodeError, UnicodeDecodeError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ModelUnavailableError(request.model, f"an answer that is no JSON ({error})") from error
         except ModelUnavailableError as error:
-            if answer.begun:
+            if answer.begun or answer.usage:
                 error.usage_so_far, error.text_so_far = answer.usage_so_far(request), "".join(answer.text)
                 error.may_be_paid = True
+            raise
+        except ModelError as error:
+            if answer.text or answer.usage:
+                error.usage = answer.usage_so_far(request)
             raise
 
 

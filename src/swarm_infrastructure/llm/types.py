@@ -27,7 +27,7 @@ MESSAGE_TOKENS = 8  # what a provider adds to mark a turn; 3 or 4 are documented
 # Each would undo what was reserved for the call: another price, another length, or several answers for one.
 RESERVED = frozenset(
     {"model", "messages", "input", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "stream"}
-    | {"stream_options", "background"}
+    | {"stream_options", "background", "service_tier"}
 )
 
 Model = TypeVar("Model", bound="BaseModel")
