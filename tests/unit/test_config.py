@@ -45,6 +45,19 @@ def test_without_any_setting_the_defaults_of_the_docs_hold():
         "heartbeat_s": 10,
         "dead_after_s": 45,
         "shutdown_grace_s": 25,
+        "openai_api_key": None,
+        "openai_base_url": None,
+        "anthropic_api_key": None,
+        "tier_fast": None,
+        "tier_balanced": None,
+        "tier_premium": None,
+        "prices_path": None,
+        "budget_tz": "UTC",
+        "global_daily_budget": None,
+        "enable_cost_alerts": True,
+        "llm_timeout_s": 120,
+        "llm_requests_per_minute": None,
+        "llm_tokens_per_minute": None,
         "log_level": "INFO",
         "log_format": "auto",
     }
@@ -66,6 +79,19 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
         "SWARM_HEARTBEAT_S": "3",
         "SWARM_DEAD_AFTER_S": "9",
         "SWARM_SHUTDOWN_GRACE_S": "0",
+        "OPENAI_API_KEY": "sk-1",
+        "OPENAI_BASE_URL": "http://localhost:8000/v1",
+        "ANTHROPIC_API_KEY": "sk-2",
+        "SWARM_TIER_FAST": "a, b",
+        "SWARM_TIER_BALANCED": "c",
+        "SWARM_TIER_PREMIUM": "d",
+        "SWARM_PRICES": "/etc/prices.toml",
+        "SWARM_BUDGET_TZ": "Europe/Berlin",
+        "GLOBAL_DAILY_BUDGET": "12.5",
+        "ENABLE_COST_ALERTS": "0",
+        "SWARM_LLM_TIMEOUT_S": "30",
+        "SWARM_LLM_RPM": "100",
+        "SWARM_LLM_TPM": "90000",
         "SWARM_LOG_LEVEL": "DEBUG",
         "SWARM_LOG_FORMAT": "json",
     }
@@ -81,6 +107,11 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
     assert (settings.namespace, settings.data_dir) == ("news.eu-1", Path("/var/lib/swarm"))
     assert (settings.store_timeout_s, settings.store_retry_s) == (2.5, 0)
     assert (settings.lease_s, settings.heartbeat_s, settings.dead_after_s, settings.shutdown_grace_s) == (60, 3, 9, 0)
+    assert settings.tier_models == {"fast": ["a", "b"], "balanced": ["c"], "premium": ["d"]}
+    assert (settings.openai_is_configured, settings.anthropic_is_configured) == (True, True)
+    assert (settings.prices_path, settings.budget_tz) == (Path("/etc/prices.toml"), "Europe/Berlin")
+    assert (settings.global_daily_budget, settings.enable_cost_alerts) == (12.5, False)
+    assert (settings.llm_timeout_s, settings.llm_requests_per_minute, settings.llm_tokens_per_minute) == (30, 100, 90000)
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
 
 
