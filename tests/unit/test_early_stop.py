@@ -59,6 +59,7 @@ def test_below_a_bound_work_is_dropped_above_one_it_is_good_enough(confidence, a
         (0.4, 0, 0, None),
         (0.4, 2 * 10**15 + 1, 10**15, Reason.COST_OVERRUN),  # a float would not see the one
         (0.4, Decimal("0.21"), 0.1, Reason.COST_OVERRUN),
+        (0.4, 0.1, Decimal("0.05"), None),  # 0.1 is ten cents, not a trifle more
     ],
 )
 def test_a_doubtful_task_that_costs_more_than_twice_its_estimate_is_stopped(confidence, cost, estimated, reason):

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from swarm_infrastructure.cost_manager.money import MOST_USD, NANO, shown, to_dollars, to_nano
-from swarm_infrastructure.cost_manager.pricing import CONTEXTS, OLD_MODELS, Prices
+from swarm_infrastructure.cost_manager.pricing import CONTEXTS, OLD_MODELS, ModelPrice, Prices, PriceStep
 from swarm_infrastructure.cost_manager.tiers import LLMModel, LLMTier, TierTable
 from swarm_infrastructure.errors import ConfigurationError, InvalidInputError, UnknownPriceError
 from swarm_infrastructure.usage import TokenUsage
@@ -244,6 +244,14 @@ def test_a_surcharge_is_not_taken_from_the_maker_for_a_provider_that_resells_the
         PRICES.cost("gpt-6-luna", usage, provider="azure", service_tier="priority", at=NOW)
 
 
+def test_a_discount_is_not_taken_from_the_maker_for_a_provider_that_resells_the_model():
+    usage = TokenUsage(prompt_tokens=1000)
+
+    own, resold = (PRICES.cost("gpt-4o", usage, provider=name, batch=True, at=NOW) for name in ("openai", "azure"))
+
+    assert (own, resold) == (1_250_000, 2_500_000)
+
+
 def test_a_price_that_has_changed_is_the_one_of_its_day():
     from genai_prices.data_snapshot import get_snapshot
 
@@ -305,6 +313,20 @@ def test_an_estimate_covers_a_shorter_prompt_that_is_dearer(tmp_path):
     prices = Prices(path)
 
     assert prices.estimate("rebate", 101, 0) == prices.cost("rebate", TokenUsage(prompt_tokens=100))
+
+
+def test_an_estimate_takes_all_output_for_reasoning_where_that_is_dearer():
+    step = PriceStep(
+        input=Decimal(1), output=Decimal(2), cached=Decimal(1), cache_write=Decimal(1), reasoning=Decimal(3)
+    )
+    price = ModelPrice(model="thinker", provider="house", source="file", steps=(step,))
+
+    assert price.estimate(0, 10) == price.cost(TokenUsage(completion_tokens=10, reasoning_tokens=10)) == 30_000
+    assert price.cost(TokenUsage(completion_tokens=10)) == 20_000
+    assert (
+        PRICES.cost("sonar-deep-research", TokenUsage(completion_tokens=10, reasoning_tokens=10), provider="perplexity")
+        == 30_000
+    )
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, True, None, "7"])
@@ -468,6 +490,20 @@ def test_prices_of_the_file_are_exact(tmp_path_factory, price_in, price_out, usa
 
     exact = (usage.prompt_tokens * price_in + usage.completion_tokens * price_out) * 1000
     assert Prices(path).cost("m", usage) == int(exact.to_integral_value(ROUND_CEILING))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.toml", "m = {{ input = {0}, output = 0 }}"),
+        ("p.json", '{{"m": {{"input": {0}, "output": 0}}}}'),
+        ("p.json", '{{"m": {{"input": "{0}", "output": 0}}}}'),
+    ],
+)
+def test_a_price_keeps_all_its_digits(tmp_path, name, text):
+    (tmp_path / name).write_text(text.format("0.12345678901234567891"))
+
+    assert Prices(tmp_path / name).get("m").steps[0].input == Decimal("0.12345678901234567891")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ zone, or for ever.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -88,8 +90,11 @@ class Spender:
     tier: str = ""
     tags: tuple[str, ...] = ()
 
-    def counters(self, windows: Windows) -> list[str]:
+    def counters(self, windows: Windows) -> tuple[str, ...]:
         """Field and limit name of each counter, in turn, as ``reserve`` takes them."""
+        return _counters(self, windows)
+
+    def _rows(self, windows: Windows) -> tuple[str, ...]:
         every = ("t", windows.day, windows.hour)
         rows: list[tuple[str, str, Sequence[str]]] = [("swarm", "swarm", every)]
         if self.tier:
@@ -106,7 +111,12 @@ class Spender:
                 rows.append((f"{agent}/tier:{self.tier}", f"{agent}/tier:{self.tier}", (windows.day,)))
             if self.task_id:
                 rows.append((f"{agent}/task:{self.task_id}", f"{agent}/task", ("t",)))
-        return [part for scope, name, own in rows for window in own for part in (f"{window}|{scope}", name)]
+        return tuple(part for scope, name, own in rows for window in own for part in (f"{window}|{scope}", name))
+
+
+@lru_cache(maxsize=4096)
+def _counters(spender: Spender, windows: Windows) -> tuple[str, ...]:
+    return spender._rows(windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +332,7 @@ def zone(name: str) -> ZoneInfo:
 
 def now_ms() -> int:
     """This computer's clock; Redis says if it is off."""
-    return round(datetime.now(UTC).timestamp() * 1000)
+    return time.time_ns() // 1_000_000
 
 
 def as_pairs(rows: Iterable[Any]) -> list[tuple[Any, Any]]:

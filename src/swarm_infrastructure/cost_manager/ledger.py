@@ -125,10 +125,15 @@ class Ledger:
             keys.rules, keys.limits, keys.spend, keys.reservations, keys.reservations_due, keys.ledger, keys.gates,
         ]  # fmt: skip
         self._ahead_ms = 0  # how far the board's clock is ahead of ours
+        self._windows = Windows("", "", (0, 0, 0, 0))  # the last ones, for as long as they last
 
     def windows(self) -> Windows:
         """The hour and day of now, by the board's clock as far as it is known."""
-        return Windows.at(now_ms() + self._ahead_ms, self._zone)
+        at_ms = now_ms() + self._ahead_ms
+        begins_ms, ends_ms, *_ = self._windows.bounds
+        if not begins_ms <= at_ms < ends_ms:
+            self._windows = Windows.at(at_ms, self._zone)
+        return self._windows
 
     # -- a call -----------------------------------------------------------------------------------------------------
 

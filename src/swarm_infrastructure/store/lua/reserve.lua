@@ -59,7 +59,7 @@ local function reserve(keys, argv)
   end
   write_rows(context.spend, fields, counters)
   keep_reservation(context, id, {
-    state = argv[6], usd = amounts[1], tokens = amounts[2], requests = amounts[3], fields = fields, limits = names, meta = argv[12],
+    state = argv[6], usd = amounts[1], tokens = amounts[2], requests = amounts[3], rows = table.concat(argv, ' ', 13), meta = argv[12],
   }, now_ms + tonumber(argv[5]))
   return { 'reserved', whole(now_ms) }
 end

@@ -11,11 +11,7 @@ local function settle(keys, argv)
   local reservation = read_reservation(redis.call('HGET', context.reservations, id))
   if reservation and reservation.state == 'settled' then return { 'again', whole(reservation.usd) } end -- guard: settle_again
   if not reservation then
-    reservation = { state = 'none', usd = 0, tokens = 0, requests = 0, fields = {}, limits = {}, meta = argv[10] }
-    for i = 11, #argv, 2 do
-      reservation.fields[#reservation.fields + 1] = argv[i]
-      reservation.limits[#reservation.limits + 1] = argv[i + 1]
-    end
+    reservation = { state = 'none', usd = 0, tokens = 0, requests = 0, rows = table.concat(argv, ' ', 11), meta = argv[10] }
   end
   local told
   if reservation.state == 'unknown' then -- it was booked at the estimate: correct that
@@ -30,7 +26,7 @@ local function settle(keys, argv)
     redis.call('PEXPIRE', keys[8], argv[9])
   end
   reservation.state, reservation.usd, reservation.tokens, reservation.requests = 'settled', usd, tokens, requests
-  reservation.fields, reservation.limits, reservation.meta = {}, {}, ''
+  reservation.rows, reservation.meta = '', ''
   keep_reservation(context, id, reservation, context.now_ms + tonumber(argv[5]))
   open_gates(context)
   return { 'settled', whole(context.now_ms), unpack(told) }

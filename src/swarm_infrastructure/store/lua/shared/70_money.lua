@@ -8,7 +8,7 @@ local FIRST_LIMIT = { t = 1, d = 4, h = 7 }
 
 local function split(text, separator)
   local parts = {}
-  for part in string.gmatch(text .. separator, '(.-)%' .. separator) do parts[#parts + 1] = part end
+  for part in string.gmatch(text .. separator, '([^' .. separator .. ']*)' .. separator) do parts[#parts + 1] = part end
   return parts
 end
 
@@ -52,32 +52,30 @@ local function write_rows(spend, fields, counters)
   redis.call('HSET', spend, unpack(written))
 end
 
--- A reservation: `state usd tokens requests ends field limit field limit …`, a line break, then what the ledger says of it.
+-- A reservation: `state usd tokens requests rows`, a line break, then what the ledger says of it; rows: `field limit field limit …`.
 -- States: open → sent → settled; open → released; sent → unknown (nobody settled in time) → settled
 local function read_reservation(text)
   if not text then return nil end
-  local head, meta = string.match(text, '^([^\n]*)\n(.*)$')
-  local words = split(head, ' ')
-  local reservation = {
-    state = words[1], usd = tonumber(words[2]), tokens = tonumber(words[3]), requests = tonumber(words[4]),
-    fields = {}, limits = {}, meta = meta,
+  local state, usd, tokens, requests, rows, meta = string.match(text, '^(%l+) (%d+) (%d+) (%d+) ([^\n]*)\n(.*)$')
+  return {
+    state = state, usd = tonumber(usd), tokens = tonumber(tokens), requests = tonumber(requests), rows = rows, meta = meta,
   }
-  for i = 5, #words - 1, 2 do
-    reservation.fields[#reservation.fields + 1] = words[i]
-    reservation.limits[#reservation.limits + 1] = words[i + 1]
+end
+
+-- spread: the counters and limit names of a reservation's rows.
+local function spread(reservation)
+  if reservation.fields then return end
+  local fields, limits, n = {}, {}, 0
+  for field, limit in string.gmatch(reservation.rows, '(%S+) (%S+)') do
+    n = n + 1
+    fields[n], limits[n] = field, limit
   end
-  return reservation
+  reservation.fields, reservation.limits = fields, limits
 end
 
 local function pack_reservation(reservation)
-  local words = {
-    reservation.state, whole(reservation.usd), whole(reservation.tokens), whole(reservation.requests),
-  }
-  for i, field in ipairs(reservation.fields) do
-    words[#words + 1] = field
-    words[#words + 1] = reservation.limits[i]
-  end
-  return table.concat(words, ' ') .. '\n' .. reservation.meta
+  return string.format('%s %d %d %d %s\n%s', reservation.state, reservation.usd, reservation.tokens, reservation.requests,
+    reservation.rows, reservation.meta)
 end
 
 local function keep_reservation(context, id, reservation, until_ms)
@@ -133,6 +131,7 @@ end
 -- book: what a call cost leaves the hold and enters the account, once, in the windows in which it was reserved.
 -- `held` says whether the reservation's amounts are still held. Returns the alerts that this raised.
 local function book(context, id, reservation, kind, usd, tokens, requests, held, more)
+  spread(reservation)
   local counters = read_rows(context.spend, reservation.fields)
   for _, counter in ipairs(counters) do
     counter[1], counter[3], counter[5] = counter[1] + usd, counter[3] + tokens, counter[5] + requests
@@ -151,6 +150,7 @@ local function book(context, id, reservation, kind, usd, tokens, requests, held,
 end
 
 local function unhold(context, reservation)
+  spread(reservation)
   local counters = read_rows(context.spend, reservation.fields)
   for _, counter in ipairs(counters) do
     counter[2], counter[4] = counter[2] - reservation.usd, counter[4] - reservation.tokens
