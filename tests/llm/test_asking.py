@@ -181,7 +181,7 @@ async def test_a_call_whose_outcome_nobody_knows_is_booked_at_the_estimate_and_a
         work = await given_work(swarm)
         answered = await work.ask("content_analysis", "Judge.", max_output_tokens=200, retry=NOW)
 
-        estimate = Prices().estimate("gpt-6.1-terra", model.requests[0].estimated_input_tokens(), 200)
+        estimate = Prices().estimate("gpt-6.1-terra", model.requests[0].estimated_input_tokens(), 200, cache_write=True)
         assert answered.text == "yes"
         assert await spent(swarm) == estimate + Prices().cost("gpt-6.1-terra", HUNDRED)
 
@@ -290,5 +290,5 @@ async def test_a_cancelled_call_is_booked_at_the_estimate(open_swarm: Open) -> N
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
-        estimate = Prices().estimate("gpt-6.1-terra", model.requests[0].estimated_input_tokens(), 200)
+        estimate = Prices().estimate("gpt-6.1-terra", model.requests[0].estimated_input_tokens(), 200, cache_write=True)
         assert await spent(swarm) == estimate

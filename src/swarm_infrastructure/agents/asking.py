@@ -168,11 +168,12 @@ class _Asking:
         work.check()  # no money for a claim that is lost
         facts = {"task_type": self._task_type, "item": work.item.id, "step": self._step}
         limit_s = (request.timeout_s or self._swarm.settings.llm_timeout_s) + SLACK_S
+        # cache_write: a provider may write its cache unasked, which costs more than to read afresh
         pricing = {"service_tier": request.service_tier} if request.service_tier else {}
         call: MeteredCall
         async with costs.call(
             self._spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
-            facts=facts, cache_write=request.cache_control is not None, **pricing,
+            facts=facts, cache_write=True, **pricing,
         ) as call:  # fmt: skip
             await call.send(hold_s=limit_s)
             try:

@@ -1,4 +1,4 @@
-"""The ledger: reserve, mark sent, settle or release, each one call, over every scope and window at once.
+"""The ledger: reserve, mark sent, settle or release, over every scope and window at once.
 
 ::
 
@@ -6,12 +6,13 @@
             ↘ release            (it was never sent)
 
 Whatever becomes of the caller, nothing is freed silently: what was not sent is released when its hold ends, what was sent is
-settled at the estimate and corrected if the usage turns up. Repeating a call gives the first answer.
+settled at the estimate and corrected if the usage turns up. Repeating a call gives the first answer. What the tasks of one
+process ask in the same moment travels in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ import orjson
 from ..errors import BudgetExceededError, SwarmError, UnavailableError
 from ..keys import BoardKeys
 from ..store import Store
+from ..store.batches import Batches
 from .budgets import WINDOWS, Account, Budget, Limits, Spender, Windows, as_pairs, now_ms
 from .money import NANO, shown
 
@@ -31,6 +33,8 @@ OPEN_S = 15.0  # how long a reservation may wait to be sent
 SENT_S = 180.0  # how long a sent call's holder is believed to live, unless the call says otherwise
 KEEP_S = 3600.0  # how long a repeat is recognised
 ANSWER_S = 7 * 86400.0  # how long a paid answer is kept for its item
+MOST_PER_CALL = 100
+ANSWERS = object()  # stands for the place of a key among those of a call
 LONG = {letter: window for window, letter in WINDOWS.items()}
 
 
@@ -124,6 +128,8 @@ class Ledger:
         self._keys = [
             keys.rules, keys.limits, keys.spend, keys.reservations, keys.reservations_due, keys.ledger, keys.gates,
         ]  # fmt: skip
+        self._reserving = Batches("reservations", self._reserve, most=MOST_PER_CALL)
+        self._stepping = Batches("settlements", self._take_steps, most=MOST_PER_CALL)
         self._ahead_ms = 0  # how far the board's clock is ahead of ours
         self._windows = Windows("", "", (0, 0, 0, 0))  # the last ones, for as long as they last
 
@@ -170,24 +176,36 @@ class Ledger:
         hold_s = hold_s if hold_s is not None else (SENT_S if sent else OPEN_S)
         gate = f"agent:{spender.agent_id}" if pause and spender.agent_id else ""
         meta = orjson.dumps({**(facts or {}), **_who(spender)})
+        head = (reservation.id, usd, tokens, requests, round(hold_s * 1000), "sent" if sent else "open", gate, meta)
         for _ in range(3):
-            windows = self.windows()
-            answer = await self._store.call(
-                "reserve",
-                self._keys,
-                [
-                    reservation.id, usd, tokens, requests, round(hold_s * 1000), "sent" if sent else "open", gate,
-                    *windows.bounds, meta, *spender.counters(windows),
-                ],
-            )  # fmt: skip
-            match answer:
-                case [b"reserved" | b"again", _]:
+            match await self._reserving.send((head, spender)):
+                case [b"reserved" | b"again", *_]:
                     return reservation
                 case [b"window", at_ms]:
                     self._ahead_ms = int(at_ms) - now_ms()
                 case [b"exceeded", *rest]:
                     raise self._exceeded(*(each.decode() for each in rest))
         raise SwarmError(f"the clock of Redis at {self._store.shown} jumps; needed one that runs; check its NTP")
+
+    async def _reserve(self, batch: Sequence[tuple[tuple[Any, ...], Spender]]) -> list[Any]:
+        windows = self.windows()
+        args: list[Any] = [*windows.bounds]
+        for head, spender in batch:
+            rows = spender.counters(windows)
+            args += (*head, len(rows) // 2, *rows)
+        return list(await self._store.call("reserve", self._keys, args))
+
+    async def _step(self, name: str, *args: Any, answers: str = "") -> Any:
+        return await self._stepping.send((name, args, answers))
+
+    async def _take_steps(self, batch: Sequence[tuple[str, tuple[Any, ...], str]]) -> list[Any]:
+        keys, args = list(self._keys), list[Any]()
+        for name, facts, answers in batch:
+            if answers and answers not in keys:
+                keys.append(answers)
+            at = keys.index(answers) + 1 if answers else ""
+            args += (name, len(facts), *(at if fact is ANSWERS else fact for fact in facts))
+        return list(await self._store.call("settle", keys, args))
 
     def _exceeded(
         self,
@@ -221,7 +239,7 @@ class Ledger:
         Raises:
             BudgetExceededError: the hold was freed meanwhile (we stood still for too long): reserve again.
         """
-        match await self._store.call("mark_sent", self._keys, [reservation.id, round(hold_s * 1000)]):
+        match await self._step("sent", reservation.id, round(hold_s * 1000)):
             case [b"sent"]:
                 return
             case _:
@@ -248,24 +266,17 @@ class Ledger:
         Returns:
             The thresholds that this reached, each told to one caller only.
         """
-        keys = [*self._keys, self._board.answers(item_id) if step else self._board.rules]
-        told = await self._store.call(
-            "settle",
-            keys,
-            [
-                reservation.id, usd, tokens, requests, round(KEEP_S * 1000), orjson.dumps(dict(facts or {})), step, answer,
-                round(ANSWER_S * 1000), orjson.dumps(_who(reservation.spender)),
-                *reservation.spender.counters(self.windows()),
-            ],
+        told = await self._step(
+            "settled", reservation.id, usd, tokens, requests, round(KEEP_S * 1000), orjson.dumps(dict(facts or {})),
+            ANSWERS if step else "", step, answer, round(ANSWER_S * 1000), orjson.dumps(_who(reservation.spender)),
+            *reservation.spender.counters(self.windows()), answers=self._board.answers(item_id) if step else "",
         )  # fmt: skip
-        if told[0] == b"again":
-            return []
-        flat = [each.decode() for each in told[2:]]
+        flat = [each.decode() for each in told[1:]]
         return [_alert(flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
     async def release(self, reservation: Reservation) -> bool:
         """Free what was held for a call that was not sent. False if it was sent, or is unknown."""
-        answer = await self._store.call("release", self._keys, [reservation.id, round(KEEP_S * 1000)])
+        answer = await self._step("released", reservation.id, round(KEEP_S * 1000))
         return bool(answer[0] == b"released")
 
     async def record(
@@ -392,7 +403,7 @@ def read_entry(name: bytes, fields: Any) -> Entry:
     return Entry(
         id=name.decode(), reservation=row["id"].decode(), kind=row["kind"].decode(), at_ms=int(row["at"]),
         usd=int(row["usd"]), tokens=int(row["tokens"]), requests=int(row["requests"]), reserved=int(row["reserved"]),
-        fields=tuple(row["fields"].decode().split()),
+        fields=tuple(row["rows"].decode().split()[::2]),
         facts=(orjson.loads(row["meta"]) if row["meta"] else {}) | (orjson.loads(row["more"]) if row["more"] else {}),
         alerts=tuple(_alert(flat[at : at + 4]) for at in range(0, len(flat), 4)),
     )  # fmt: skip

@@ -1,13 +1,11 @@
 """Endings: completions, failures and hand-backs of one process that fall together travel in one call.
 
-Each caller is answered when its own ending is in Redis. While a call is under way the next ones gather, so that the
-batches grow with the load by themselves.
+See `Batches` for how they gather; endings that are alike share the facts of their group within a call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +15,12 @@ from ...errors import (
     ClaimLostError,
     InvalidInputError,
     LibraryMismatchError,
-    RefusedError,
-    SwarmError,
     VersionConflictError,
     WrongStatusError,
 )
 from ...keys import BoardKeys
 from ...store import Store
+from ...store.batches import Batches
 from .values import MOST_PER_CALL, Ending
 
 __all__ = ["Endings"]
@@ -42,8 +39,7 @@ class Endings:
 
     def __init__(self, store: Store, keys: BoardKeys, *, on_sent: Callable[[], None]) -> None:
         self._store, self._keys, self._on_sent = store, keys, on_sent
-        self._waiting: deque[tuple[Ending, asyncio.Future[tuple[str, int]]]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._batches: Batches[Ending, tuple[str, int]] = Batches("endings", self._send_batch, most=MOST_PER_CALL)
         self._end_keys = [
             keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
             keys.gates, keys.held, keys.results, keys.errors, keys.tallies,
@@ -51,41 +47,26 @@ class Endings:
 
     def send(self, ending: Ending) -> asyncio.Future[tuple[str, int]]:
         """Send *ending* with those of the same moment; see `ClaimDesk.end` for what the future brings."""
-        answer: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(_retrieve)
-        self._waiting.append((ending, answer))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send_all(), name="endings")
-        return answer
-
-    async def _send_all(self) -> None:
-        await asyncio.sleep(0)  # let the endings of this turn join
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_PER_CALL))]
-            groups: dict[tuple[Any, ...], list[int]] = {}
-            try:
-                for i, (ending, _) in enumerate(batch):
-                    groups.setdefault(_alike(ending), []).append(i)
-                answers = await self._store.call("end_claims", *self._end_call(batch, groups))
-                order = [i for rows in groups.values() for i in rows]
-                for i, answer in zip(order, answers, strict=True):
-                    _settle(batch[i][0], answer, batch[i][1])
-            except Exception as error:
-                if not isinstance(error, SwarmError):
-                    log.error("endings could not be sent", endings=len(batch), exc_info=True)
-                for _, future in batch:  # whatever it was: nobody may be left waiting
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                self._on_sent()
+        return self._batches.send(ending)
 
     async def flush(self) -> None:
         """Wait until everything that was given to `send` is sent."""
-        if self._task is not None and not self._task.done():
-            await self._task
+        await self._batches.flush()
+
+    async def _send_batch(self, batch: Sequence[Ending]) -> list[tuple[str, int] | Exception]:
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, ending in enumerate(batch):
+            groups.setdefault(_alike(ending), []).append(i)
+        answers = await self._store.call("end_claims", *self._end_call(batch, groups))
+        order = [i for rows in groups.values() for i in rows]
+        told: list[tuple[str, int] | Exception] = [("", 0)] * len(batch)
+        for i, answer in zip(order, answers, strict=True):
+            told[i] = _read(batch[i], answer)
+        self._on_sent()
+        return told
 
     def _end_call(
-        self, batch: Sequence[tuple[Ending, Any]], groups: dict[tuple[Any, ...], list[int]]
+        self, batch: Sequence[Ending], groups: dict[tuple[Any, ...], list[int]]
     ) -> tuple[list[str], list[Any]]:
         keys, args = list(self._end_keys), list[Any]()
         index: dict[str, int] = {}
@@ -102,15 +83,9 @@ class Endings:
             kind, start, to, quarantine, delay_ms, reason, trace, error = alike
             args += (kind, lane(start), lane(to), lane(quarantine), delay_ms, reason, trace, error, len(rows))
             for i in rows:
-                ending = batch[i][0]
+                ending = batch[i]
                 args += (ending.claim.item_id, ending.claim.token, ending.version or "", ending.payload, ending.result)
         return keys, args
-
-
-def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """Look at the outcome: a failed ending of a caller that went away is nothing to warn of."""
-    if not answer.cancelled():
-        answer.exception()
 
 
 def _alike(ending: Ending) -> tuple[Any, ...]:
@@ -126,33 +101,28 @@ def _alike(ending: Ending) -> tuple[Any, ...]:
     )
 
 
-def _settle(ending: Ending, answer: Any, future: asyncio.Future[tuple[str, int]]) -> None:
-    if future.done():
-        return
+def _read(ending: Ending, answer: Any) -> tuple[str, int] | Exception:
     claim = ending.claim
-    error: RefusedError | LibraryMismatchError
     match answer:
         case [(b"completed" | b"failed" | b"quarantined" | b"handed_back" | b"revoked") as kind, version]:
-            future.set_result((kind.decode(), int(version)))
-            return
+            return kind.decode(), int(version)
         case [b"lost", why]:
-            error = ClaimLostError(claim.item_id, claim.agent_id, claim.token, why.decode())
+            return ClaimLostError(claim.item_id, claim.agent_id, claim.token, why.decode())
         case [b"missing"]:
-            error = ClaimLostError(claim.item_id, claim.agent_id, claim.token, "the item was deleted")
+            return ClaimLostError(claim.item_id, claim.agent_id, claim.token, "the item was deleted")
         case [b"step", before, after]:
-            error = WrongStatusError(
+            return WrongStatusError(
                 claim.item_id, found=before.decode(), needed=f"a status from which the board allows {after.decode()!r}"
             )
         case [b"place", lane]:
-            error = WrongStatusError(
+            return WrongStatusError(
                 claim.item_id, found=f"to be sent to {lane.decode()!r}", needed="a place of the board"
             )
         case [b"version", found]:
-            error = VersionConflictError(claim.item_id, found=int(found), needed=ending.version)
+            return VersionConflictError(claim.item_id, found=int(found), needed=ending.version)
         case [b"large", size, limit]:
-            error = InvalidInputError(
+            return InvalidInputError(
                 f"payload of item {claim.item_id!r}", found=f"{size} bytes", needed=f"at most {limit}"
             )
         case _:
-            error = LibraryMismatchError("end_claims", answer)
-    future.set_exception(error)
+            return LibraryMismatchError("end_claims", answer)

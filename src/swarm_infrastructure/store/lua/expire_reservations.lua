@@ -5,6 +5,7 @@
 local function expire_reservations(keys, argv)
   local context = money(keys)
   local freed, unknown, n = expire(context, tonumber(argv[1]))
+  finish_money(context)
   return { freed, unknown, n }
 end
 register('expire_reservations', expire_reservations, { 'allow-oom' })

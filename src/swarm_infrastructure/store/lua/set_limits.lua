@@ -11,7 +11,8 @@ local function set_limits(keys, argv)
   for i = 1, #argv, 3 do
     if argv[i + 2] == '' then redis.call('HDEL', context.limits, argv[i]) else redis.call('HSET', context.limits, argv[i], argv[i + 2]) end
   end
-  open_gates(context)
+  context.freed = true
+  finish_money(context)
   return { 'set' }
 end
 register('set_limits', set_limits, { 'allow-oom' })

@@ -23,33 +23,49 @@ local function pack_counter(counter)
   return string.format('%d,%d,%d,%d,%d,%d,%d', unpack(counter))
 end
 
--- read_limits: by name, for each name once. Returns name → {nine limits, breach, thresholds} or nil.
-local function read_limits(limits, names)
-  local found, asked, seen = {}, {}, {}
-  for _, name in ipairs(names) do
-    if not seen[name] then
-      seen[name] = true
-      asked[#asked + 1] = name
-    end
+-- limit_of: nine limits, breach, thresholds of a name, or nil; read once per call.
+local function limit_of(context, name)
+  local limit = context.limit[name]
+  if limit == nil then
+    local text = redis.call('HGET', context.limits, name)
+    limit = text and split(text, ',') or false
+    context.limit[name] = limit
   end
-  for i, text in ipairs(redis.call('HMGET', limits, unpack(asked))) do
-    if text then found[asked[i]] = split(text, ',') end
-  end
-  return found
+  return limit or nil
 end
 
-local function read_rows(spend, fields)
-  local counters = {}
-  for i, text in ipairs(redis.call('HMGET', spend, unpack(fields))) do counters[i] = read_counter(text) end
+-- counters_of: those of these fields; read once per call, and written at its end by `write_counters`.
+local function counters_of(context, fields)
+  local counters, absent = {}, {}
+  for i, field in ipairs(fields) do
+    counters[i] = context.counter[field]
+    if not counters[i] then absent[#absent + 1] = field end
+  end
+  if #absent > 0 then
+    for i, text in ipairs(redis.call('HMGET', context.spend, unpack(absent))) do
+      context.counter[absent[i]] = read_counter(text)
+    end
+    for i, field in ipairs(fields) do counters[i] = context.counter[field] end
+  end
   return counters
 end
 
-local function write_rows(spend, fields, counters)
+local function touch(context, fields)
+  for _, field in ipairs(fields) do context.touched[field] = true end
+end
+
+local function write_counters(context)
   local written = {}
-  for i, field in ipairs(fields) do
-    written[2 * i - 1], written[2 * i] = field, pack_counter(counters[i])
+  for field in pairs(context.touched) do
+    written[#written + 1] = field
+    written[#written + 1] = pack_counter(context.counter[field])
+    if #written >= 4000 then
+      redis.call('HSET', context.spend, unpack(written))
+      written = {}
+    end
   end
-  redis.call('HSET', spend, unpack(written))
+  if #written > 0 then redis.call('HSET', context.spend, unpack(written)) end
+  context.touched = {}
 end
 
 -- A reservation: `state usd tokens requests rows`, a line break, then what the ledger says of it; rows: `field limit field limit …`.
@@ -84,17 +100,16 @@ local function keep_reservation(context, id, reservation, until_ms)
 end
 
 -- open_gates: an agent that stood still for want of money goes on when what it needs is there again.
--- A gate of ours is `budget|scope|window|unit|needed|left|limit|resumes_ms|field|limit name`.
+-- A gate of ours is `budget|scope|window|unit|needed|left|limit|resumes_ms|field|limit name`; the field holds a bar itself.
 local function open_gates(context)
   local gates = redis.call('HGETALL', context.gates)
   for i = 1, #gates, 2 do
-    if string.sub(gates[i + 1], 1, 7) == 'budget|' then
-      local part = split(gates[i + 1], '|')
-      -- the field itself holds one bar: window|scope
-      local unit, needed, resumes_ms = part[4], tonumber(part[5]), tonumber(part[8])
+    local part = split(gates[i + 1], '|')
+    local needed, resumes_ms = tonumber(part[5]), tonumber(part[8])
+    if part[1] == 'budget' and #part == 11 and needed and resumes_ms then -- guard: gate_of_money
+      local unit = part[4]
       local field, name = part[9] .. '|' .. part[10], part[11]
-      local limit = read_limits(context.limits, { name })[name]
-      local counter = read_counter(redis.call('HGET', context.spend, field))
+      local limit, counter = limit_of(context, name), counters_of(context, { field })[1]
       local at = unit == 'usd' and 1 or unit == 'tokens' and 2 or 3
       local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)] + at - 1])
       local over = resumes_ms > 0 and resumes_ms <= context.now_ms
@@ -106,20 +121,21 @@ local function open_gates(context)
 end
 
 -- alerts_of: thresholds that a scope's dollars have reached and nobody was told of yet. Remembers them in the counter.
-local function alerts_of(reservation, counters, limits)
+local function alerts_of(context, reservation, counters)
   local told = {}
   for i, field in ipairs(reservation.fields) do
-    local limit = limits[reservation.limits[i]]
+    local limit = limit_of(context, reservation.limits[i])
     local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)]])
     if most and most > 0 then
+      if not limit.thresholds then limit.thresholds = split(limit[11], ' ') end
       local level = 0
-      for _, threshold in ipairs(split(limit[11], ' ')) do
-        if tonumber(threshold) and counters[i][1] >= most * tonumber(threshold) then level = level + 1 end
+      for n, threshold in ipairs(limit.thresholds) do
+        if counters[i][1] >= most * (tonumber(threshold) or math.huge) then level = n end
       end
       if level > counters[i][7] then -- guard: alert_once
         counters[i][7] = level
         told[#told + 1] = field
-        told[#told + 1] = split(limit[11], ' ')[level]
+        told[#told + 1] = limit.thresholds[level]
         told[#told + 1] = whole(counters[i][1])
         told[#told + 1] = whole(most)
       end
@@ -132,7 +148,7 @@ end
 -- `held` says whether the reservation's amounts are still held. Returns the alerts that this raised.
 local function book(context, id, reservation, kind, usd, tokens, requests, held, more)
   spread(reservation)
-  local counters = read_rows(context.spend, reservation.fields)
+  local counters = counters_of(context, reservation.fields)
   for _, counter in ipairs(counters) do
     counter[1], counter[3], counter[5] = counter[1] + usd, counter[3] + tokens, counter[5] + requests
     if held then
@@ -140,23 +156,23 @@ local function book(context, id, reservation, kind, usd, tokens, requests, held,
       counter[6] = counter[6] - reservation.requests
     end
   end
-  local told = alerts_of(reservation, counters, read_limits(context.limits, reservation.limits))
-  write_rows(context.spend, reservation.fields, counters)
+  local told = alerts_of(context, reservation, counters)
+  touch(context, reservation.fields)
   redis.call('XADD', context.ledger, '*', 'at', whole(context.now_ms), 'id', id, 'kind', kind, 'usd', whole(usd),
     'tokens', whole(tokens), 'requests', whole(requests), 'reserved', whole(reservation.usd),
-    'fields', table.concat(reservation.fields, ' '), 'meta', reservation.meta, 'more', more,
-    'alerts', table.concat(told, ' '))
+    'rows', reservation.rows, 'meta', reservation.meta, 'more', more, 'alerts', table.concat(told, ' '))
+  context.freed = true
   return told
 end
 
 local function unhold(context, reservation)
   spread(reservation)
-  local counters = read_rows(context.spend, reservation.fields)
-  for _, counter in ipairs(counters) do
+  for _, counter in ipairs(counters_of(context, reservation.fields)) do
     counter[2], counter[4] = counter[2] - reservation.usd, counter[4] - reservation.tokens
     counter[6] = counter[6] - reservation.requests
   end
-  write_rows(context.spend, reservation.fields, counters)
+  touch(context, reservation.fields)
+  context.freed = true
 end
 
 -- expire: what holders left behind. Not sent: the hold is freed. Sent: nobody knows what it cost, so it is settled at the
@@ -182,14 +198,19 @@ local function expire(context, most)
       redis.call('ZREM', context.due, id)
     end
   end
-  if freed > 0 then open_gates(context) end
   return freed, unknown, #ids
 end
 
+-- money: what a call works on. It ends with `finish`.
 local function money(keys)
   local _, now_ms = read_clock(keys[1])
   return {
     limits = keys[2], spend = keys[3], reservations = keys[4], due = keys[5], ledger = keys[6], gates = keys[7],
-    now_ms = now_ms,
+    now_ms = now_ms, keys = keys, limit = {}, counter = {}, touched = {}, freed = false,
   }
+end
+
+local function finish_money(context)
+  if context.freed then open_gates(context) end -- guard: gates_opened
+  write_counters(context)
 end

@@ -1,0 +1,78 @@
+"""Batches: requests of one process that fall together travel in one call.
+
+Each caller is answered when its own request is in Redis. While a call is under way the next ones gather, so that the
+batches grow with the load by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from ..errors import SwarmError
+
+__all__ = ["Batches"]
+
+log = structlog.get_logger(__name__)
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Batches(Generic[Request, Answer]):
+    """Gathers requests.
+
+    Args:
+        name: of the task that sends.
+        send: sends a batch; gives an answer for each, in order. An exception among them is raised to its caller alone.
+        most: requests per batch.
+    """
+
+    def __init__(
+        self, name: str, send: Callable[[Sequence[Request]], Awaitable[Sequence[Answer | Exception]]], *, most: int
+    ) -> None:
+        self._name, self._send, self._most = name, send, most
+        self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def send(self, request: Request) -> asyncio.Future[Answer]:
+        """Send *request* with those of the same moment."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_retrieve)
+        self._waiting.append((request, answer))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send_all(), name=self._name)
+        return answer
+
+    async def flush(self) -> None:
+        """Wait until everything that was given to `send` is sent."""
+        if self._task is not None and not self._task.done():
+            await self._task
+
+    async def _send_all(self) -> None:
+        await asyncio.sleep(0)  # let the requests of this turn join
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+            answers: Sequence[Answer | Exception]
+            try:
+                answers = await self._send([request for request, _ in batch])
+            except Exception as error:
+                if not isinstance(error, SwarmError):
+                    log.error("a batch could not be sent", batch=self._name, requests=len(batch), exc_info=True)
+                answers = [error] * len(batch)  # whatever it was: nobody may be left waiting
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Look at the outcome: a failed request of a caller that went away is nothing to warn of."""
+    if not answer.cancelled():
+        answer.exception()
