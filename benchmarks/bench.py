@@ -8,6 +8,7 @@ agents         one worker process, 50 agents that claim one item each
 behind 10 k    batches, with 10,000 items waiting before and behind those that are measured; also with 1,000,000
 enqueue        items per second: one at a time, in batches of 500
 latency        submit → handler starts, on an idle worker
+money          reserve + settle pairs per second of one process, 50 callers at once and one alone; a whole model call
 bytes          Redis' memory per waiting item with a 300-byte payload, and per completed one with its events
 =============  ===================================================================================================
 
@@ -34,14 +35,19 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm_infrastructure import (
+    AgentBudget,
     BaseAgent,
     Blackboard,
+    Budget,
     Claims,
+    CostManager,
     Item,
     Outcome,
     Settings,
+    Spender,
     Submission,
     Swarm,
+    TokenUsage,
     Work,
     job_board,
 )
@@ -150,6 +156,38 @@ class Bench:
             worker.kill()
             worker.wait()
 
+    async def money(self, pairs: int) -> dict[str, float]:
+        """Reserve + settle per second, 13 counters each, under a swarm's and an agent's budget."""
+        costs = CostManager.of(self.board)
+        await costs.set_budget(Budget(daily_limit=100_000))
+        await costs.set_budget(AgentBudget(agent_id="w", daily_limit=100_000, hourly_limit=None, task_limit=None))
+        spender = Spender(agent_id="w", role="writer", task_id="t", tier="fast")
+
+        async def pair(n: int) -> None:
+            for _ in range(n):
+                await costs.ledger.settle(await costs.ledger.reserve(spender, 1000, 100), 900, 90)
+
+        async def call(n: int) -> None:
+            for _ in range(n):
+                async with costs.call(spender, "gpt-6-luna", input_tokens=500, max_output_tokens=200) as metered:
+                    await metered.send()
+                    await metered.settle(TokenUsage(prompt_tokens=500, completion_tokens=100))
+
+        told: dict[str, float] = {}
+        for name, work, callers in (
+            ("pairs", pair, 50),
+            ("alone", pair, 1),
+            ("calls", call, 50),
+            ("call_alone", call, 1),
+        ):
+            each = pairs // (callers if callers > 1 else 10)
+            us, began = await self.redis_us(), time.perf_counter()
+            await asyncio.gather(*(work(each) for _ in range(callers)))
+            n = each * callers
+            told[f"{name}_per_s"] = n / (time.perf_counter() - began)
+            told[f"{name}_redis_us"] = (await self.redis_us() - us) / n
+        return told
+
     async def latency(self, samples: int) -> dict[str, float]:
         """Submit → handler starts, microseconds."""
         worker = self.start_worker("stamp")
@@ -199,6 +237,8 @@ async def measure(kind: str, *, backlogs: list[int], cycles: int, samples: int) 
             await bench.fill(backlog + cycles + WARM + 1000)
             row[f"behind_{backlog}"] = await bench.drain("batches", cycles)
     async with Bench(kind) as bench:
+        row["money"] = await bench.money(cycles // 2)
+    async with Bench(kind) as bench:
         row["latency"] = await bench.latency(samples)
     return row
 
@@ -239,6 +279,14 @@ def show(middle: dict[str, Any], backlogs: list[int]) -> None:
     table.add_row(
         "submit → start, µs p50 / p95 / p99", f"{lat['p50_us']:,.0f} / {lat['p95_us']:,.0f} / {lat['p99_us']:,.0f}"
     )
+    money = middle["money"]
+    for title, name in (
+        ("reserve + settle pairs/s, 50 callers", "pairs"),
+        ("reserve + settle pairs/s, one caller", "alone"),
+        ("metered calls/s, 50 callers", "calls"),
+    ):
+        table.add_row(title, f"{money[f'{name}_per_s']:,.0f}", f"{money[f'{name}_redis_us']:.1f}")
+    table.add_row("µs added to a model call, one caller", f"{1e6 / money['call_alone_per_s']:,.0f}")
     table.add_row("bytes per waiting item", f"{middle['bytes_waiting']:,.0f}")
     table.add_row("bytes per completed item", f"{middle['bytes_completed']:,.0f}")
     Console().print(table)

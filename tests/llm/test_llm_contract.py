@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
 
 import pytest
+from clients import Told, Verdict, request, streamed
 from model_server import Plan
-from pydantic import BaseModel, Field
 
-from conftest import Told
 from swarm_infrastructure.errors import ModelError, ModelUnavailableError
-from swarm_infrastructure.llm import LLMChunk, LLMClient, LLMRequest, LLMResult, Message, SchemaMismatch, ToolCall, ask
+from swarm_infrastructure.llm import LLMClient, LLMRequest, LLMResult, Message, SchemaMismatch, ToolCall, ask
 from swarm_infrastructure.usage import TokenUsage
-
-
-class Verdict(BaseModel):
-    score: int = Field(ge=0, le=10)
-    why: str
-
 
 GOOD, BAD = '{"score": 7, "why": "short"}', '{"score": 70}'
 USAGE = {"prompt": 100, "completion": 40, "cached": 30, "cache_write": 20, "reasoning": 15}
 ALL_OF_IT = TokenUsage(
     prompt_tokens=100, completion_tokens=40, cached_tokens=30, cache_write_tokens=20, reasoning_tokens=15
 )
-
-
-def request(**options: Any) -> LLMRequest:
-    if "messages" not in options:
-        options = {"prompt": "Judge this story."} | options
-    return LLMRequest(**({"model": "model-1", "max_output_tokens": 500} | options))
-
-
-async def streamed(client: LLMClient, asked: LLMRequest) -> tuple[list[str], LLMResult]:
-    chunks: list[LLMChunk] = [chunk async for chunk in client.stream(asked)]
-    assert [chunk.result for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-    assert chunks[-1].result is not None
-    return [chunk.text for chunk in chunks if chunk.text], chunks[-1].result
 
 
 async def test_a_text_comes_back_with_what_it_took(told: Told) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from test_llm_contract import Verdict, request, streamed
+from clients import PROVIDERS, Verdict, client_of, request, streamed
 
-from conftest import PROVIDERS, client_of
 from swarm_infrastructure.errors import ModelUnavailableError
 from swarm_infrastructure.llm import LLMRequest, LLMResult
 from swarm_infrastructure.testing import FakeLLM, FunctionLLM

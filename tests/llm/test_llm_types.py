@@ -9,13 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from clients import Verdict, request
 from pydantic import BaseModel
-from test_llm_contract import GOOD, Verdict, request
 
 from swarm_infrastructure.errors import InvalidInputError
 from swarm_infrastructure.llm import LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
+from swarm_infrastructure.llm.openai_client import _read_chat
+from swarm_infrastructure.llm.provider import Answer
 from swarm_infrastructure.llm.types import usage_of
 from swarm_infrastructure.usage import TokenUsage
+
+GOOD = '{"score": 7, "why": "short"}'
 
 
 class Other(BaseModel):
@@ -127,6 +131,24 @@ def test_a_recorded_result_that_does_not_fit_is_said() -> None:
         LLMResult.from_dict(record, Verdict)
     with pytest.raises(InvalidInputError, match="recorded LLMResult"):
         LLMResult.from_dict({"text": "x"})
+
+
+def test_a_total_above_the_parts_is_read_from_the_wire() -> None:
+    answer = Answer()
+
+    _read_chat(answer, {"usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 40}}, {})
+
+    assert answer.usage == TokenUsage(prompt_tokens=10, completion_tokens=30)
+
+
+def test_tool_calls_without_an_index_are_kept_apart() -> None:
+    answer = Answer()
+
+    for id in ("a", "b"):  # Gemini streams them so, each in one piece
+        call = {"id": id, "function": {"name": "t", "arguments": {"x": id}}}
+        _read_chat(answer, {"choices": [{"finish_reason": None}]}, {"tool_calls": [call]})
+
+    assert list(answer.calls.values()) == [["a", "t", '{"x": "a"}'], ["b", "t", '{"x": "b"}']]
 
 
 def test_parsed_as_insists_on_the_type() -> None:

@@ -7,11 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from clients import Told, Verdict, request
 from model_server import ModelServer
 from pydantic import BaseModel
-from test_llm_contract import Verdict, request
 
-from conftest import Told
 from swarm_infrastructure.errors import InvalidInputError, MissingExtraError
 from swarm_infrastructure.llm import AnthropicClient, Message, OpenAIClient
 

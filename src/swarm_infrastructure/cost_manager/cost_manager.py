@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from ..blackboard import Blackboard
-from ..errors import BudgetExceededError, InvalidInputError
+from ..errors import BudgetExceededError, InvalidInputError, ModelUnavailableError
 from ..keys import BoardKeys
 from ..store import Store
 from ..usage import TokenUsage
@@ -62,9 +62,13 @@ class MeteredCall:
         """Say that the call leaves now.
 
         Raises:
-            BudgetExceededError: the hold was freed meanwhile; don't send.
+            ModelUnavailableError: the hold was freed meanwhile, as this process stood still; don't send, reserve again.
         """
-        await self.costs.ledger.mark_sent(self.reservation, hold_s=hold_s)
+        try:
+            await self.costs.ledger.mark_sent(self.reservation, hold_s=hold_s)
+        except BudgetExceededError as error:
+            why = "the money set aside was freed before the call was sent: this process stood still for too long"
+            raise ModelUnavailableError(self.model, why, may_be_paid=False) from error
         self.sent = True
 
     async def settle(
