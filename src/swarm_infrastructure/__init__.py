@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .failure_recovery import RetryPolicy
     from .llm import AnthropicClient, LLMClient, LLMRequest, LLMResult, OpenAIClient
     from .monitoring import TraceType
-    from .swarm_infrastructure import SwarmInfrastructure
+    from .swarm_infrastructure import SwarmInfrastructure, with_infrastructure, with_retry_and_tracking
 
 __version__ = "0.1.0"
 
@@ -108,6 +108,8 @@ __all__ = [
     "Work",
     "__version__",
     "job_board",
+    "with_infrastructure",
+    "with_retry_and_tracking",
 ]
 
 _HOMES = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import quote, urlsplit
@@ -100,6 +101,9 @@ class Settings(BaseSettings):
     tier_balanced: ModelList | None = Field(None, validation_alias="SWARM_TIER_BALANCED")
     tier_premium: ModelList | None = Field(None, validation_alias="SWARM_TIER_PREMIUM")
     prices_path: SomePath | None = Field(None, validation_alias="SWARM_PRICES")  #: prices of models that we don't know
+    unknown_price: Decimal | None = Field(  #: None: a model whose price nobody knows is not called
+        None, validation_alias="SWARM_UNKNOWN_PRICE", gt=0, description="dollars per million tokens, above 0"
+    )
     budget_tz: str = Field(  #: where a budget's hours and days begin
         "UTC", validation_alias="SWARM_BUDGET_TZ", description="a time zone's name, such as UTC or Europe/Berlin"
     )

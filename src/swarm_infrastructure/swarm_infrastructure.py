@@ -7,11 +7,12 @@ It owns their lifetimes and the verbs that touch two of them; what concerns one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -20,7 +21,7 @@ from .blackboard.leases import Lease
 from .config import Settings
 from .cost_manager import AgentBudget, Budget, CostManager, LLMTier, Prices, TierTable
 from .cost_manager.tiers import client_of
-from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError
+from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
 from .failure_recovery import RetryPolicy, backoff_s
 from .llm import LLMClient
 from .monitoring import Traces, TraceType, configure_logs
@@ -28,9 +29,10 @@ from .store import Store
 from .store.embedded import Located, locate
 from .usage import TokenUsage
 
-__all__ = ["SwarmInfrastructure"]
+__all__ = ["SwarmInfrastructure", "with_infrastructure", "with_retry_and_tracking"]
 
 log = structlog.get_logger(__name__)
+Answer = TypeVar("Answer")
 
 
 class SwarmInfrastructure:
@@ -116,7 +118,7 @@ class SwarmInfrastructure:
             )
             self._cost_manager = CostManager.of(
                 self._blackboard,
-                prices=self._prices or Prices(settings.prices_path),
+                prices=self._prices or Prices(settings.prices_path, settings.unknown_price or "deny"),
                 tiers=self._tiers or TierTable.from_settings(settings),
                 tz=settings.budget_tz,
                 enable_alerts=settings.enable_cost_alerts,
@@ -389,3 +391,62 @@ class SwarmInfrastructure:
             "sections": await self.blackboard.get_all_stats(),
             "agents": await self.blackboard.get_all_agents(),
         }
+
+
+def with_infrastructure(function: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+    """Decorate a coroutine function whose first argument is a swarm: it is called with a connected one, which is closed
+    at its end."""
+
+    @functools.wraps(function)
+    async def connected(*args: Any, **kwargs: Any) -> Answer:
+        async with SwarmInfrastructure() as swarm:
+            return await function(swarm, *args, **kwargs)
+
+    return connected
+
+
+def with_retry_and_tracking(
+    swarm: SwarmInfrastructure,
+    agent_id: str,
+    task_type: str,
+    model: str,
+    *,
+    task_id: str = "",
+    trace_type: TraceType = TraceType.AGENT_DECISION,
+    retry: RetryPolicy | None = None,
+) -> Callable[[Callable[..., Awaitable[Answer]]], Callable[..., Awaitable[Answer]]]:
+    """Decorate a coroutine function that calls a model and returns its `TokenUsage`, or something with a ``usage``.
+
+    While the service does not answer it is called again; when it has answered, the call is booked once. All of it
+    stands in one trace.
+
+    Raises:
+        UnavailableError: the service did not answer after all retries.
+    """
+
+    def decorate(function: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+        policy = retry or swarm.retry
+        booked = swarm.cost_manager.track_costs(agent_id, task_type, model, task_id=task_id)
+
+        @functools.wraps(function)
+        async def tracked(*args: Any, **kwargs: Any) -> Answer:
+            trace_id, random, attempt = swarm.start_trace(trace_type), Random(), 0
+            status = "error"
+            try:
+                while True:
+                    attempt += 1
+                    try:
+                        answer: Answer = await booked(function)(*args, **kwargs)
+                    except UnavailableError:
+                        if attempt > policy.max_retries:
+                            raise
+                        await asyncio.sleep(backoff_s(attempt, policy, random))
+                    else:
+                        status = "success"
+                        return answer
+            finally:
+                swarm.end_trace(trace_id, status)
+
+        return tracked
+
+    return decorate

@@ -26,6 +26,7 @@ from swarm_infrastructure import (
     Prices,
     RetryPolicy,
     Settings,
+    Spender,
     Submission,
     SwarmInfrastructure,
     TierTable,
@@ -33,6 +34,8 @@ from swarm_infrastructure import (
     UnknownPriceError,
     Work,
     job_board,
+    with_infrastructure,
+    with_retry_and_tracking,
 )
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.cost_manager import audit_money
@@ -292,3 +295,45 @@ async def test_a_cancelled_call_is_booked_at_the_estimate(open_swarm: Open) -> N
 
         estimate = Prices().estimate("gpt-6.1-terra", model.requests[0].estimated_input_tokens(), 200, cache_write=True)
         assert await spent(swarm) == estimate
+
+
+async def test_a_decorated_call_is_repeated_while_the_service_is_away_and_booked_once(open_swarm: Open) -> None:
+    outcomes: list[Any] = [ModelUnavailableError("gpt-6-luna", "busy"), HUNDRED]
+    async with open_swarm(FakeLLM([])) as swarm:
+
+        @with_retry_and_tracking(swarm, "ada", "content_filter", "gpt-6-luna", retry=NOW)
+        async def call() -> TokenUsage:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        assert await call() == HUNDRED
+        assert await spent(swarm) == Prices().cost("gpt-6-luna", HUNDRED)
+        assert (await swarm.cost_manager.get_agent_report("ada"))["calls"] == 1
+
+
+async def test_a_decorated_function_is_given_a_connected_swarm(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+
+    @with_infrastructure
+    async def sections(swarm: SwarmInfrastructure, most: int) -> list[str]:
+        return sorted(await swarm.blackboard.get_all_stats())[:most]
+
+    assert await sections(1) == ["agent_state"]
+
+
+async def test_what_dead_callers_left_is_swept_without_anybody_asking(open_swarm: Open) -> None:
+    async with open_swarm(FakeLLM([])) as swarm:
+        ledger = swarm.cost_manager.ledger
+        await ledger.reserve(Spender(agent_id="ada"), 1000, 10, hold_s=0.001)
+        await ledger.reserve(Spender(agent_id="ada"), 500, 5, hold_s=0.001, sent=True)
+
+        async def swept() -> bool:
+            await ledger.sweep()
+            return {row[0] for row in (await ledger.reservations()).values()} == {"released", "unknown"}
+
+        await until(swept)
+        assert await spent(swarm) == 500, "what was sent may have been billed"

@@ -52,6 +52,7 @@ def test_without_any_setting_the_defaults_of_the_docs_hold():
         "tier_balanced": None,
         "tier_premium": None,
         "prices_path": None,
+        "unknown_price": None,
         "budget_tz": "UTC",
         "global_daily_budget": None,
         "enable_cost_alerts": True,
@@ -86,6 +87,7 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
         "SWARM_TIER_BALANCED": "c",
         "SWARM_TIER_PREMIUM": "d",
         "SWARM_PRICES": "/etc/prices.toml",
+        "SWARM_UNKNOWN_PRICE": "75",
         "SWARM_BUDGET_TZ": "Europe/Berlin",
         "GLOBAL_DAILY_BUDGET": "12.5",
         "ENABLE_COST_ALERTS": "0",
@@ -109,9 +111,14 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
     assert (settings.lease_s, settings.heartbeat_s, settings.dead_after_s, settings.shutdown_grace_s) == (60, 3, 9, 0)
     assert settings.tier_models == {"fast": ["a", "b"], "balanced": ["c"], "premium": ["d"]}
     assert (settings.openai_is_configured, settings.anthropic_is_configured) == (True, True)
+    assert settings.unknown_price == 75
     assert (settings.prices_path, settings.budget_tz) == (Path("/etc/prices.toml"), "Europe/Berlin")
     assert (settings.global_daily_budget, settings.enable_cost_alerts) == (12.5, False)
-    assert (settings.llm_timeout_s, settings.llm_requests_per_minute, settings.llm_tokens_per_minute) == (30, 100, 90000)
+    assert (settings.llm_timeout_s, settings.llm_requests_per_minute, settings.llm_tokens_per_minute) == (
+        30,
+        100,
+        90000,
+    )
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
 
 

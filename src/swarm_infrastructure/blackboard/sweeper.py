@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random as chance
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -31,10 +32,13 @@ class Sweeper:
     Args:
         blackboard: the board.
         every_s: seconds between rounds, with half of it as jitter.
+        chores: what else is to be done each round.
     """
 
-    def __init__(self, blackboard: Blackboard, *, every_s: float = 5.0) -> None:
-        self._blackboard, self._every_s = blackboard, every_s
+    def __init__(
+        self, blackboard: Blackboard, *, every_s: float = 5.0, chores: Sequence[Callable[[], Awaitable[Any]]] = ()
+    ) -> None:
+        self._blackboard, self._every_s, self._chores = blackboard, every_s, chores
         self._task: asyncio.Task[None] | None = None
 
     async def run_once(self) -> int:
@@ -44,6 +48,8 @@ class Sweeper:
         for start in range(0, len(lanes), LANES_PER_CALL):
             ended += await self._blackboard.claims.reap(lanes[start : start + LANES_PER_CALL])
         await self._blackboard.agents.forget_dead(FORGET_AFTER_S)
+        for chore in self._chores:
+            await chore()
         return ended
 
     async def start(self) -> None:

@@ -12,6 +12,7 @@ process ask in the same moment travels in one call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,11 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from ..errors import BudgetExceededError, SwarmError, UnavailableError
+from ..errors import BudgetExceededError, InvalidInputError, SwarmError, UnavailableError
 from ..keys import BoardKeys
 from ..store import Store
 from ..store.batches import Batches
-from .budgets import WINDOWS, Account, Budget, Limits, Spender, Windows, as_pairs, now_ms
+from .budgets import UNITS, WINDOWS, Account, Budget, Limits, Spender, Windows, as_pairs, check_scope, now_ms
 from .money import NANO, shown
 
 __all__ = ["Alert", "Entry", "Ledger", "Paused", "Reservation"]
@@ -36,6 +37,7 @@ ANSWER_S = 7 * 86400.0  # how long a paid answer is kept for its item
 MOST_PER_CALL = 100
 ANSWERS = object()  # stands for the place of a key among those of a call
 LONG = {letter: window for window, letter in WINDOWS.items()}
+GATE = re.compile(r"budget\|[^|]+\|[tdh]\|(usd|tokens|requests)(\|-?\d+){4}\|[^|]+\|[^|]+\|[^|]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,9 @@ class Reservation:
     usd: int  #: nano-dollars
     tokens: int
     requests: int = 1
+
+
+Held = tuple[str, int, int, int, tuple[str, ...]]  # a reservation's state, dollars (nano), tokens, requests, counters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,7 @@ class Paused:
     @classmethod
     def read(cls, who: str, gate: str) -> Paused | None:
         """What a gate says; None if it was not shut by a budget."""
-        if not gate.startswith("budget|"):
+        if not GATE.fullmatch(gate):
             return None
         _, scope, letter, unit, needed, left, limit, resumes, *_ = gate.split("|")
         return cls(
@@ -131,6 +136,7 @@ class Ledger:
         self._reserving = Batches("reservations", self._reserve, most=MOST_PER_CALL)
         self._stepping = Batches("settlements", self._take_steps, most=MOST_PER_CALL)
         self._ahead_ms = 0  # how far the board's clock is ahead of ours
+        self._pruned = ""  # the hour in which counters were pruned last
         self._windows = Windows("", "", (0, 0, 0, 0))  # the last ones, for as long as they last
 
     def windows(self) -> Windows:
@@ -171,7 +177,9 @@ class Ledger:
 
         Raises:
             BudgetExceededError: some scope has less left. ``held`` tells how much of it may come back by itself.
+            InvalidInputError: the spender has a name that no budget can have.
         """
+        _check(spender)
         reservation = Reservation(id=id or uuid4().hex, spender=spender, usd=usd, tokens=tokens, requests=requests)
         hold_s = hold_s if hold_s is not None else (SENT_S if sent else OPEN_S)
         gate = f"agent:{spender.agent_id}" if pause and spender.agent_id else ""
@@ -282,7 +290,12 @@ class Ledger:
     async def record(
         self, spender: Spender, usd: int, tokens: int, *, facts: Mapping[str, Any] | None = None, id: str | None = None
     ) -> list[Alert]:
-        """Book a call that nothing was reserved for. It may go over a cap: the money is spent."""
+        """Book a call that nothing was reserved for. It may go over a cap: the money is spent.
+
+        Raises:
+            InvalidInputError: the spender has a name that no budget can have.
+        """
+        _check(spender)
         reservation = Reservation(id=id or uuid4().hex, spender=spender, usd=0, tokens=0, requests=0)
         return await self.settle(reservation, usd, tokens, facts=facts)
 
@@ -295,6 +308,14 @@ class Ledger:
         """End what dead callers left behind. Returns how many holds were freed, and settled at the estimate."""
         freed, unknown, _ = await self._store.call("expire_reservations", self._keys, [most])
         return int(freed), int(unknown)
+
+    async def sweep(self) -> None:
+        """What has to be done now and then: `expire`, and once an hour `prune`."""
+        await self.expire()
+        hour = self.windows().hour
+        if hour != self._pruned:
+            await self.prune()
+            self._pruned = hour
 
     # -- limits -----------------------------------------------------------------------------------------------------
 
@@ -315,7 +336,24 @@ class Ledger:
             await self._store.command("HSET", self._board.limits, mark, declared)
 
     async def change_limit(self, scope: str, window: str, unit: str, amount: int | None) -> Limits:
-        """Change one limit of a scope and leave the others. Returns them all."""
+        """Change one limit of a scope and leave the others. Returns them all.
+
+        Args:
+            scope: or the name of a limit within one: ``agent:ID/task``, ``agent:ID/tier:NAME``.
+            window: total, day or hour.
+            unit: usd, tokens or requests.
+            amount: nano-dollars, tokens or requests; None takes the limit away.
+
+        Raises:
+            InvalidInputError: there is no such scope, window or unit, or the amount is no whole number from 0 to 2**53 - 1.
+        """
+        check_scope(scope.partition("/")[0])
+        if window not in WINDOWS:
+            raise InvalidInputError("window", found=window, needed=", ".join(WINDOWS))
+        if unit not in UNITS:
+            raise InvalidInputError("unit", found=unit, needed=", ".join(UNITS))
+        if amount is not None and (type(amount) is not int or not 0 <= amount < 2**53):
+            raise InvalidInputError(f"the limit in {unit}", found=amount, needed="a whole number, 0 or more")
         for _ in range(20):
             found = (await self._store.command("HGET", self._board.limits, scope) or b"").decode()
             limits = (Limits.unpack(found) if found else Limits()).with_limit(window, unit, amount)
@@ -354,8 +392,18 @@ class Ledger:
 
     async def counters(self) -> dict[str, tuple[int, ...]]:
         """Every counter: ``window|scope`` → settled and held of dollars, tokens, requests, then the alert level."""
-        rows = await self._store.command("HGETALL", self._board.spend)
-        return {field.decode(): tuple(int(each) for each in text.split(b",")) for field, text in rows.items()}
+        return _counters(await self._store.command("HGETALL", self._board.spend))
+
+    async def standing(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Held], set[str], str]:
+        """Everything at one moment: counters, reservations, those of them that have an end, the newest entry's id or ""."""
+        spend, reservations, due, newest = await self._store.commands(
+            ("HGETALL", self._board.spend), ("HGETALL", self._board.reservations),
+            ("ZRANGE", self._board.reservations_due, 0, -1), ("XREVRANGE", self._board.ledger, "+", "-", "COUNT", 1),
+        )  # fmt: skip
+        return (
+            _counters(spend), _reservations(reservations), {id.decode() for id in due},
+            newest[0][0].decode() if newest else "",
+        )  # fmt: skip
 
     async def entries(
         self, *, after: str = "-", count: int | None = None, newest: bool = False
@@ -374,14 +422,9 @@ class Ledger:
             left = None if left is None else left - len(rows)
             edge = "(" + rows[-1][0].decode()
 
-    async def reservations(self) -> dict[str, tuple[str, int, int, int, tuple[str, ...]]]:
+    async def reservations(self) -> dict[str, Held]:
         """Each reservation that is remembered: state, dollars (nano), tokens, requests, counters."""
-        rows = await self._store.command("HGETALL", self._board.reservations)
-        found = {}
-        for name, text in rows.items():
-            state, usd, tokens, requests, *pairs = text.split(b"\n", 1)[0].decode().split(" ")
-            found[name.decode()] = (state, int(usd), int(tokens), int(requests), tuple(pairs[::2]))
-        return found
+        return _reservations(await self._store.command("HGETALL", self._board.reservations))
 
     async def prune(self, *, hours_d: int = 8, days_d: int = 40) -> int:
         """Drop counters of hours and days that are long over; the ledger keeps what they were made of."""
@@ -393,6 +436,19 @@ class Ledger:
             if (field[0] == "h" and field.split("|")[0] < hour) or (field[0] == "d" and field.split("|")[0] < day)
         ]  # fmt: skip
         return int(await self._store.command("HDEL", self._board.spend, *old)) if old else 0
+
+
+def _counters(rows: Any) -> dict[str, tuple[int, ...]]:
+    pairs = as_pairs(rows) if not isinstance(rows, Mapping) else rows.items()
+    return {field.decode(): tuple(int(each) for each in text.split(b",")) for field, text in pairs}
+
+
+def _reservations(rows: Any) -> dict[str, Held]:
+    found: dict[str, Held] = {}
+    for name, text in as_pairs(rows) if not isinstance(rows, Mapping) else rows.items():
+        state, usd, tokens, requests, *pairs = text.split(b"\n", 1)[0].decode().split(" ")
+        found[name.decode()] = (state, int(usd), int(tokens), int(requests), tuple(pairs[::2]))
+    return found
 
 
 def read_entry(name: bytes, fields: Any) -> Entry:
@@ -419,6 +475,14 @@ def _alert(parts: list[str]) -> Alert:
 def _account(window: str, text: bytes | None, limit: int | None) -> Account:
     usd, held, tokens, _, requests, *_ = [int(each) for each in text.split(b",")] if text else [0] * 7
     return Account(window=window, settled=usd, held=held, tokens=tokens, requests=requests, limit=limit)
+
+
+def _check(spender: Spender) -> None:
+    """Refuse names that no budget can have: they would not come apart again in counters and in the ledger."""
+    named = {"agent": spender.agent_id, "role": spender.role, "task": spender.task_id, "tier": spender.tier}
+    for kind, name in [*named.items(), *(("tag", tag) for tag in spender.tags)]:
+        if name or kind == "tag":
+            check_scope(f"{kind}:{name}")
 
 
 def _who(spender: Spender) -> dict[str, Any]:

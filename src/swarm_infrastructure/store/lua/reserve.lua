@@ -31,7 +31,8 @@ local function refuse(context, found, amounts, windows, who)
   if who ~= '' and found.breach == 'pause' then
     if string.match(scope, '^role:') then who = scope end -- a role's budget stops all of its agents
     local gate = { 'budget', scope, letter, unit, needed, whole(found.most - settled - held), most, resumes_ms, found.field, found.name }
-    if not redis.call('HGET', context.gates, who) then -- guard: gate_kept
+    local old = redis.call('HGET', context.gates, who)
+    if not old or not gate_stands(context, old) then -- guard: gate_kept
       redis.call('HSET', context.gates, who, table.concat(gate, '|'))
     end
   end

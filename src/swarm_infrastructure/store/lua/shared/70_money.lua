@@ -99,24 +99,25 @@ local function keep_reservation(context, id, reservation, until_ms)
   redis.call('ZADD', context.due, whole(until_ms), id)
 end
 
--- open_gates: an agent that stood still for want of money goes on when what it needs is there again.
+-- gate_stands: false if it was shut for want of money, and what is needed is there again or a new window has begun.
 -- A gate of ours is `budget|scope|window|unit|needed|left|limit|resumes_ms|field|limit name`; the field holds a bar itself.
+local function gate_stands(context, gate)
+  local part = split(gate, '|')
+  local needed, resumes_ms = tonumber(part[5]), tonumber(part[8])
+  if part[1] ~= 'budget' or #part ~= 11 or not needed or not resumes_ms then return true end -- guard: gate_of_money
+  local unit, field, name = part[4], part[9] .. '|' .. part[10], part[11]
+  local limit, counter = limit_of(context, name), counters_of(context, { field })[1]
+  local at = unit == 'usd' and 1 or unit == 'tokens' and 2 or 3
+  local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)] + at - 1])
+  local over = resumes_ms > 0 and resumes_ms <= context.now_ms
+  return not over and most and counter[2 * at - 1] + counter[2 * at] + needed > most
+end
+
+-- open_gates: an agent that stood still for want of money goes on when what it needs is there again.
 local function open_gates(context)
   local gates = redis.call('HGETALL', context.gates)
   for i = 1, #gates, 2 do
-    local part = split(gates[i + 1], '|')
-    local needed, resumes_ms = tonumber(part[5]), tonumber(part[8])
-    if part[1] == 'budget' and #part == 11 and needed and resumes_ms then -- guard: gate_of_money
-      local unit = part[4]
-      local field, name = part[9] .. '|' .. part[10], part[11]
-      local limit, counter = limit_of(context, name), counters_of(context, { field })[1]
-      local at = unit == 'usd' and 1 or unit == 'tokens' and 2 or 3
-      local most = limit and tonumber(limit[FIRST_LIMIT[string.sub(field, 1, 1)] + at - 1])
-      local over = resumes_ms > 0 and resumes_ms <= context.now_ms
-      if over or not most or counter[2 * at - 1] + counter[2 * at] + needed <= most then
-        redis.call('HDEL', context.gates, gates[i])
-      end
-    end
+    if not gate_stands(context, gates[i + 1]) then redis.call('HDEL', context.gates, gates[i]) end
   end
 end
 
@@ -146,6 +147,7 @@ end
 
 -- book: what a call cost leaves the hold and enters the account, once, in the windows in which it was reserved.
 -- `held` says whether the reservation's amounts are still held. Returns the alerts that this raised.
+-- What is booked in the name of somebody who is gone raises none, for nobody would hear them: who settles next is told.
 local function book(context, id, reservation, kind, usd, tokens, requests, held, more)
   spread(reservation)
   local counters = counters_of(context, reservation.fields)
@@ -156,7 +158,8 @@ local function book(context, id, reservation, kind, usd, tokens, requests, held,
       counter[6] = counter[6] - reservation.requests
     end
   end
-  local told = alerts_of(context, reservation, counters)
+  local told = {}
+  if kind ~= 'unknown' then told = alerts_of(context, reservation, counters) end -- guard: alert_heard
   touch(context, reservation.fields)
   redis.call('XADD', context.ledger, '*', 'at', whole(context.now_ms), 'id', id, 'kind', kind, 'usd', whole(usd),
     'tokens', whole(tokens), 'requests', whole(requests), 'reserved', whole(reservation.usd),
