@@ -7,7 +7,7 @@ PROCESSES ?= 1
 BUDGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit suites mutants faults bench clean
+.PHONY: help demo test lint types layers unit suites mutants faults bench litellm clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,5 +58,17 @@ faults: .venv/.ready-test  ## killed workers, killed Redis, frozen workers: 20 r
 bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
 	$(BIN)/python benchmarks/bench.py
 
+# LiteLLM's proxy brings parts under another licence, so it has an environment of its own and is no dependency.
+LITELLM_VERSION := 1.106.2
+LITELLM_READY := .venv-litellm/.ready-$(LITELLM_VERSION)
+$(LITELLM_READY):
+	@echo "setting up .venv-litellm (740 MB)"
+	@rm -rf .venv-litellm && $(PYTHON) -m venv .venv-litellm && echo '*' > .venv-litellm/.gitignore
+	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check 'litellm[proxy]==$(LITELLM_VERSION)'
+	@touch $@
+
+litellm: .venv/.ready-test $(LITELLM_READY)  ## both SDKs against LiteLLM's proxy, an independent model server: each call is booked once
+	SWARM_TEST_LITELLM=.venv-litellm/bin/litellm $(BIN)/python -m pytest -q tests/labs/litellm
+
 clean:  ## remove the environment, the demo's output and its Redis data
-	rm -rf .venv .swarm out
+	rm -rf .venv .venv-litellm .swarm out

@@ -32,6 +32,10 @@ GUARD = re.compile(r"^(?P<code>.*?)\s*-- guard: (?P<name>\w+)\s*$")
 
 # Where the killer of a mutant is to be looked for first, by the beginning of its name.
 LIKELY = {
+    **dict.fromkeys(
+        ("reserve", "settle", "release_sent", "mark", "expire", "alert", "gate_kept", "gate_of_money", "gate_window",
+         "gates_opened", "limits", "admit", "slow", "money"), "test_money.py",
+    ),
     "submit": "test_submit.py", "dedup": "test_submit.py", "section": "test_submit.py", "payload": "test_submit.py",
     "claim": "test_claims.py", "item": "test_claims.py", "gate": "test_claims.py", "most": "test_claims.py",
     "lane": "test_claims.py", "token": "test_claims.py", "end": "test_endings.py", "fail": "test_endings.py",
@@ -41,7 +45,7 @@ LIKELY = {
 FILES = (
     "test_claims.py", "test_endings.py", "test_changes.py", "test_submit.py", "test_leases.py", "test_sketch.py",
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
-    "test_store.py",
+    "test_store.py", "test_money.py",
 )  # fmt: skip
 
 
@@ -80,6 +84,11 @@ EDITS = {
     # the condition also learns what a claim makes of the items
     "claim_place": (ASKED, "claimable(context.rules, lane)"),
     "reap_place": (ASKED, "claimable(context.rules, lane)"),
+    "gate_kept": ("not old or not gate_stands(context, old)", "true"),
+    "alert_heard": ("if kind ~= 'unknown' then told", "do told"),
+    "reserve_window": ("fits and reserve_one", "reserve_one"),
+    "admit_calls": ("most_calls and calls + 1 > most_calls", "false"),
+    "slow_down_longest": ("math.max(tonumber(until_ms), now_ms + tonumber(argv[2]))", "now_ms + tonumber(argv[2])"),
     "item_lane": ("not claimable(context.rules, lane)", "(claimable(context.rules, lane) and false)"),
 }
 
@@ -178,6 +187,41 @@ DETAILS = {
     "ring_when_work_is_left": ("claim.lua", "else ring(lane.bell) end", "end"),
     "ring_off_when_none_is_left": ("claim.lua", "redis.call('DEL', lane.bell)", "local _"),
     "ring_for_the_next_lease": ("claim.lua", "return due and whole(due) or ''", "return ''"),
+    # money
+    "money_gate_over": ("reserve.lua", "not old or not gate_stands(context, old)", "not old"),
+    "money_gate_role": ("reserve.lua", "if string.match(scope, '^role:') then who = scope end", "local _"),
+    "money_gate_pauses": ("reserve.lua", "who ~= '' and found.breach == 'pause'", "who ~= ''"),
+    "money_gate_resumes": ("reserve.lua", "letter == 'h' and windows[2] or letter == 'd' and windows[4] or '0'", "'0'"),
+    "money_gate_needed": ("70_money.lua", "+ needed > most", "> most"),
+    "money_gate_unit": ("70_money.lua", "unit == 'usd' and 1 or unit == 'tokens' and 2 or 3", "1"),
+    "money_gate_of_limits": ("set_limits.lua", "context.freed = true", "local _"),
+    "money_gate_of_a_release": (
+        "70_money.lua",
+        "touch(context, reservation.fields)\n  context.freed = true",
+        "touch(context, reservation.fields)",
+    ),
+    "money_gate_of_a_settlement": (
+        "70_money.lua",
+        "table.concat(told, ' '))\n  context.freed = true",
+        "table.concat(told, ' '))",
+    ),
+    "money_freed_by_reserve": ("reserve.lua", "expire(context, EXPIRE_LIMIT)", "local _"),
+    "money_hold_freed": ("70_money.lua", "    if held then", "    if false then"),
+    "money_hold_prolonged": (
+        "settle.lua",
+        "context.now_ms + tonumber(argv[at + 1]))\n  return { 'sent' }",
+        "context.now_ms)\n  return { 'sent' }",
+    ),
+    "money_corrected": ("settle.lua", "usd - reservation.usd, tokens", "usd, tokens"),
+    "money_corrected_tokens": ("settle.lua", "tokens - reservation.tokens,", "tokens,"),
+    "money_corrected_requests": ("settle.lua", "requests - reservation.requests", "requests"),
+    "money_first_answer": ("settle.lua", "'HSETNX'", "'HSET'"),
+    "money_answer_ends": ("settle.lua", "redis.call('PEXPIRE', answers, argv[at + 9])", "local _"),
+    "money_forgotten": ("70_money.lua", "redis.call('HDEL', context.reservations, id)", "local _"),
+    "money_unknown_kept": ("70_money.lua", "reservation.state = 'unknown'", "local _"),
+    "money_alert_remembered": ("70_money.lua", "counters[i][7] = level", "local _"),
+    "money_rate_window": ("admit.lua", "now_ms >= began + tonumber(argv[5]) or now_ms < began", "false"),
+    "money_rate_alone": ("admit.lua", "most_tokens and calls > 0 and", "most_tokens and"),
     # events
     "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),
     "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),

@@ -96,6 +96,14 @@ class BoardKeys:
         """Hash: step → the answer of a model call that was paid for this item."""
         return f"{self.prefix}answers:{item_id}"
 
+    def cached_answer(self, digest: str) -> str:
+        """String: the answer to the request of this digest, for as long as it may be taken for new."""
+        return f"{self.prefix}cache:answer:{digest}"
+
+    def vector(self, digest: str) -> str:
+        """String: the embedding of a text, by the digest of model and text."""
+        return f"{self.prefix}cache:vector:{digest}"
+
     def lane(self, name: str) -> LaneKeys:
         """The keys of the lane called *name* (see `lane_name`)."""
         keys = self._lanes.get(name)

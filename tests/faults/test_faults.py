@@ -415,5 +415,5 @@ async def test_real_articles_are_all_accounted_for_though_workers_are_killed(are
     feed = ROOT.parent / "shared" / "data" / "newsapi_articles.json"
     if not feed.exists():
         pytest.skip("newsapi_articles.json is not beside this checkout")
-    recoveries = await drive_news(arena, feed, max(1, ROUNDS // 2), 460)
+    recoveries = await drive_news(arena, feed, ROUNDS, 460)
     arena.report("real news, kill -9 a worker", items=460, reoffered=len(recoveries), lost=0, **spread(recoveries))

@@ -105,6 +105,7 @@ class Work:
         model: str | None = None,
         tier: str | None = None,
         tags: Sequence[str] = (),
+        cache_s: float = 0.0,
         **more: Any,
     ) -> Answered:
         """Ask a model about this item, under every budget that it falls under, and pay at most once.
@@ -122,6 +123,8 @@ class Work:
             model: this one and no other.
             tier: instead of the task type's.
             tags: further budgets, ``tag:NAME``.
+            cache_s: take the answer to the same question, whatever its *step*, that any item of this board paid for less
+                than so many seconds ago, asking with a *cache_s* that keeps it for as long. 0: ask anew.
             more: ``temperature``, ``tools``, ``service_tier``, … as `LLMRequest` takes them.
 
         Raises:
@@ -132,7 +135,7 @@ class Work:
         """
         return await ask(
             self, task_type, prompt, schema=schema, system=system, max_output_tokens=max_output_tokens, step=step,
-            model=model, tier=tier, tags=tags, **more,
+            model=model, tier=tier, tags=tags, cache_s=cache_s, **more,
         )  # fmt: skip
 
     # -- outcomes: return one of them from `process` --------------------------------------------------------------------

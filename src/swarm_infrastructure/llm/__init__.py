@@ -5,14 +5,18 @@ The SDKs are imported when a client is made, not here.
 
 from __future__ import annotations
 
+from .answer_cache import AnswerCache
 from .anthropic_client import AnthropicClient
 from .client import LLMClient, SchemaMismatch, ask, parse_answer, repaired
+from .embedding_cache import EmbeddingCache
 from .openai_client import OpenAIClient
 from .provider import requests_allowed
 from .types import LLMChunk, LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
 
 __all__ = [
+    "AnswerCache",
     "AnthropicClient",
+    "EmbeddingCache",
     "LLMChunk",
     "LLMClient",
     "LLMRequest",
