@@ -1,4 +1,5 @@
-"""Spenders that the fault tests hurt: many tasks that ask a model for answers until some budget has nothing left.
+"""Spenders that the fault tests hurt: many tasks that ask a model for answers until some budget has nothing left. They begin
+with SIGUSR1.
 
 ``--stop-at after_reserve|after_mark_sent|after_reply``: one call, which stands still there; SIGUSR1 lets it go on, SIGTERM
 cancels it.
@@ -93,6 +94,7 @@ async def run(options: argparse.Namespace) -> None:
             with suppress(BudgetExceededError, ModelUnavailableError, asyncio.CancelledError):
                 await spending.call(Spender("agent_0", "spender", "task_0", "fast", ("lab",)))
         else:
+            await spending.go_on.wait()
             await asyncio.gather(*(spending.spend(n) for n in range(options.tasks)))
     await client.aclose()
 

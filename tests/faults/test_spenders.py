@@ -29,13 +29,15 @@ from model_server import ModelServer, Plan
 
 from swarm_infrastructure import AgentBudget, Budget, CostManager
 from swarm_infrastructure.cost_manager import audit_money
+from swarm_infrastructure.cost_manager.budgets import Spender
 from swarm_infrastructure.cost_manager.ledger import OPEN_S
+from swarm_infrastructure.errors import BudgetExceededError
 from swarm_infrastructure.keys import BoardKeys
 
 pytestmark = pytest.mark.timeout(1800)
 ROUNDS = int(os.environ.get("SWARM_FAULT_ROUNDS", "1"))
 PROCESSES, TASKS_EACH = 8, 32
-CAP_USD = 4.00
+CAP_USD = 3.00
 ESTIMATE = MOST_TOKENS * NANO_PER_TOKEN
 OVER_S = max(HOLD_S, OPEN_S) + 1  # after this no dead caller's hold is left
 POINTS = ["after_reserve", "after_mark_sent", "after_reply"]
@@ -80,6 +82,15 @@ class SpendingArena(Arena):
         process = subprocess.Popen(command, env=self.environment | {"PYTHONPATH": str(HERE)}, stderr=subprocess.DEVNULL)
         self.processes.append(process)
         return process
+
+    async def spend(self, processes: int) -> list[subprocess.Popen[bytes]]:
+        """Processes with many spenders each, which begin together."""
+        started = [self.spenders("--tasks", str(TASKS_EACH)) for _ in range(processes)]
+        pids = {process.pid for process in started}
+        await until(lambda: pids <= {line["pid"] for line in self.ledger.lines("up")}, "the spenders")
+        for process in started:
+            process.send_signal(signal.SIGUSR1)
+        return started
 
     async def pass_holds(self) -> None:
         """Let the board's clock go on until whoever was killed is given up, and end what they held."""
@@ -143,8 +154,7 @@ async def _round(arena: SpendingArena) -> None:
     provider.billed.clear()
     await _set_budgets(costs)
     cap = round(CAP_USD * 1e9)
-    processes = [arena.spenders("--tasks", str(TASKS_EACH)) for _ in range(PROCESSES)]
-
+    processes = await arena.spend(PROCESSES)
     strike_at = arena.random.uniform(0.2, 0.7) * cap
     most = 0
 
@@ -166,7 +176,7 @@ async def _round(arena: SpendingArena) -> None:
     await until(all_ended, "the survivors, who have nothing left to spend", every_s=0.05)
     assert all(process.returncode == 0 for process in processes if process not in victims)
     await arena.pass_holds()
-    late = arena.spenders("--tasks", str(TASKS_EACH))  # takes what the dead gave back
+    [late] = await arena.spend(1)  # takes what the dead gave back
     await until(lambda: late.poll() is not None, "the one who comes later", every_s=0.05)
     await arena.pass_holds()
 
@@ -178,12 +188,15 @@ async def _round(arena: SpendingArena) -> None:
     assert set(provider.billed) <= set(booked)  # nothing was billed that is not booked
     assert provider.bill == sum(provider.billed.values())
     unknown = {id: entry for id, entry in booked.items() if entry.kind == "unknown"}
+    assert unknown  # the killed ones were in the middle of something
     for id, entry in booked.items():
         assert id in unknown or entry.usd == provider.billed[id], f"{id} (seed {SEED})"
     too_much = sum(entry.usd - provider.billed.get(id, 0) for id, entry in unknown.items())
     assert settled - provider.bill == too_much
     assert 0 <= too_much <= len(unknown) * ESTIMATE
-    assert settled <= cap
+    with pytest.raises(BudgetExceededError):
+        await costs.ledger.reserve(Spender(agent_id="next"), cap - settled + 1, 0)
+    await costs.ledger.reserve(Spender(agent_id="next"), cap - settled, 0)  # all that is left can be spent
     arena.report(
         "spenders, kill -9 half of them", spenders=PROCESSES * TASKS_EACH, killed=len(victims), cap_nano_usd=cap,
         spent_nano_usd=settled, bill_nano_usd=provider.bill, over_cap=0, leaked_holds=0, calls=len(entries),

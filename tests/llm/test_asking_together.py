@@ -29,7 +29,8 @@ from swarm_infrastructure import (
     Work,
     job_board,
 )
-from swarm_infrastructure.agents.asking import Answered, _split, ask_together
+from swarm_infrastructure.agents.asking import Answered, ask_together
+from swarm_infrastructure.agents.asking.bill import split
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.cost_manager import Spender, audit_money
 from swarm_infrastructure.errors import InvalidInputError
@@ -181,11 +182,11 @@ async def test_what_is_held_is_the_estimate_of_the_whole_split_by_the_questions(
 def test_a_split_is_exact_and_no_share_passes_its_weight() -> None:
     for weights in ([1], [3, 4], [0, 5, 9], [7, 7, 7], [1, 10**12, 3]):
         for total in {0, 1, sum(weights) // 2, sum(weights) - 1, sum(weights)}:
-            shares = _split(total, weights)
+            shares = split(total, weights)
             assert sum(shares) == total
             assert all(0 <= share <= weight for share, weight in zip(shares, weights, strict=True)), (total, weights)
-        assert sum(_split(3 * sum(weights) + 1, weights)) == 3 * sum(weights) + 1
-    assert _split(5, [0, 0]) == [3, 2]
+        assert sum(split(3 * sum(weights) + 1, weights)) == 3 * sum(weights) + 1
+    assert split(5, [0, 0]) == [3, 2]
 
 
 # -- records ------------------------------------------------------------------------------------------------------------

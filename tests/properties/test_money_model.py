@@ -164,7 +164,9 @@ class MoneyMachine(Machine):
         await self._reserve(id, *self.calls[id])
 
     async def _reserve(self, id: str, who: Who, amounts: Amounts) -> None:
-        new_hour = self.ledger.windows().hour != self.model.windows()["hour"]  # then it is sent twice, and ends holds before
+        new_hour = (
+            self.ledger.windows().hour != self.model.windows()["hour"]
+        )  # then it is sent twice, and ends holds before
         if new_hour or self.model.due() > REMEMBERED:
             await self.expire()
         sent, pause, hold_s = self.number(0, 3) == 0, self.number(0, 3) > 0, self.one_of(HOLDS_S)

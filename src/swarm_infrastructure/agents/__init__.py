@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .asking import Answered, ask_together
 from .base import BaseAgent, Claims
 from .runner import Runner
 from .supervisor import Supervisor
@@ -10,6 +11,7 @@ from .work import Complete, Fail, HandBack, Outcome, Work
 from .worker import Worker
 
 __all__ = [
+    "Answered",
     "BaseAgent",
     "Claims",
     "Complete",
@@ -21,4 +23,5 @@ __all__ = [
     "Swarm",
     "Work",
     "Worker",
+    "ask_together",
 ]

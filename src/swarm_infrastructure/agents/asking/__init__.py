@@ -1,0 +1,20 @@
+"""Asking a model for an item, or for several in one call: tier, budget, pace, retry and the record of the answer, joined.
+
+::
+
+    recorded? → cached? → model of the task's tier → pace → reserve → mark sent → call → settle + record the answer
+
+The record is written by the call that settles, so an answer that was paid for is never paid for again: after a crash the
+step returns it, at no cost. What can't be known (a cut connection) is booked at the estimate.
+
+Every call is paid by *parts*, one for each item that it is made for; an item that asks alone is a call of one part. Parts
+reserve and settle for themselves, in the budgets of their own item, and together to the nano-dollar what the call costs.
+"""
+
+from __future__ import annotations
+
+from .alone import ask
+from .answers import Answered
+from .together import ask_together
+
+__all__ = ["Answered", "ask", "ask_together"]

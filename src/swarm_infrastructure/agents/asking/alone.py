@@ -1,0 +1,88 @@
+"""Asking for one item, in the tier of the task or a cheaper one that its budgets allow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from pydantic import BaseModel
+
+from ...cost_manager import LLMTier
+from ...errors import (
+    BudgetExceededError,
+)
+from ...failure_recovery import RetryPolicy
+from ...llm import LLMRequest
+from ...llm.types import Message
+from .answers import Answered, Part, check_cache_s
+from .call import RETRY, Asking
+
+if TYPE_CHECKING:
+    from ..work import Work
+
+__all__ = ["ask", "cheaper_tier", "in_tier"]
+
+log = structlog.get_logger(__name__)
+
+Outcome = TypeVar("Outcome")
+
+
+async def ask(
+    work: Work,
+    task_type: str,
+    prompt: str | Sequence[Message | Mapping[str, Any]],
+    *,
+    schema: type[BaseModel] | None = None,
+    system: str | None = None,
+    max_output_tokens: int = 1024,
+    step: str | None = None,
+    model: str | None = None,
+    tier: str | None = None,
+    tags: Sequence[str] = (),
+    cache_s: float = 0.0,
+    retry: RetryPolicy = RETRY,
+    random: Random | None = None,
+    **more: Any,
+) -> Answered:
+    """See `Work.ask`."""
+    check_cache_s(cache_s)
+    how = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
+
+    async def ask_tier(chosen: LLMTier) -> Answered:
+        request = LLMRequest(
+            model=model or work.swarm.model_for(chosen), schema=schema, system=system,
+            max_output_tokens=max_output_tokens, **how, **more,
+        )  # fmt: skip
+        part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags)
+        if (known := await part.known(cache_s)) is not None:
+            return known
+        request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}")
+        [result] = await Asking([part], task_type, retry, random or Random()).answers(request)
+        assert result is not None
+        return await part.answered(result, cache_s)
+
+    return await in_tier(work, task_type, tier, model, ask_tier)
+
+
+def cheaper_tier(work: Work, tier: LLMTier, model: str | None, error: BudgetExceededError) -> LLMTier | None:
+    """Where the same may be asked after a budget has refused it, or None."""
+    return work.swarm.cost_manager.tiers.cheaper(tier) if error.on_breach == "downgrade" and model is None else None
+
+
+async def in_tier(
+    work: Work, task_type: str, tier: str | None, model: str | None, asked: Callable[[LLMTier], Awaitable[Outcome]]
+) -> Outcome:
+    """What *asked* gives in the task's tier, or in the first cheaper one that its budgets allow."""
+    chosen = LLMTier(tier) if tier else work.swarm.cost_manager.get_tier(task_type)
+    while True:
+        try:
+            return await asked(chosen)
+        except BudgetExceededError as error:
+            cheaper = cheaper_tier(work, chosen, model, error)
+            if cheaper is None:
+                raise
+            chosen = cheaper
+            log.info("asking a cheaper model", item=work.item.id, task_type=task_type, tier=str(chosen), why=str(error))

@@ -1,0 +1,109 @@
+"""Answers: what a model said about an item, where it is kept, and the part that an item has in a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+
+from ...cost_manager import LLMTier, Spender
+from ...cost_manager.ledger import ANSWER_S
+from ...errors import (
+    InvalidInputError,
+)
+from ...llm import AnswerCache, LLMRequest, LLMResult
+
+if TYPE_CHECKING:
+    from ...swarm_infrastructure import SwarmInfrastructure
+    from ..work import Work
+
+__all__ = ["Answered", "Part", "answer_cache", "check_cache_s"]
+
+
+class Answered:
+    """A model's answer, and what it took.
+
+    ``text``, ``parsed`` (an object of the schema), ``result`` (all of it), ``model``, ``cost`` in dollars (0 for a recorded
+    answer) and ``recorded`` (nothing was called).
+    """
+
+    __slots__ = ("cost", "recorded", "result")
+
+    def __init__(self, result: LLMResult, cost: float, *, recorded: bool) -> None:
+        self.result, self.cost, self.recorded = result, cost, recorded
+
+    @property
+    def text(self) -> str:
+        """The answer as text."""
+        return self.result.text
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as an object of the schema, or None without a schema."""
+        return self.result.parsed
+
+    @property
+    def model(self) -> str:
+        """Which model answered."""
+        return self.result.model
+
+
+def check_cache_s(cache_s: float) -> None:
+    """Refuse a lifetime that makes no sense."""
+    if not (cache_s == 0 or 0.001 <= cache_s < math.inf):
+        raise InvalidInputError("cache_s", found=cache_s, needed="0 for no cache, or seconds, 0.001 or more")
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Part:
+    """One item's question, whether it is asked alone or with others."""
+
+    work: Work
+    spender: Spender
+    request: LLMRequest  #: as it is asked alone; its digest names the answer
+    step: str  #: under which the answer is recorded for the item
+    cost: int = 0  #: nano-dollars, so far
+
+    @classmethod
+    def of(
+        cls, work: Work, task_type: str, request: LLMRequest, *, step: str | None, tier: LLMTier, tags: Sequence[str],
+        cost: int = 0,
+    ) -> Self:  # fmt: skip
+        """The part of the item in hand."""
+        spender = Spender(
+            agent_id=work.claim.agent_id, role=work.role, task_id=work.item.id, tier=str(tier), tags=tuple(tags)
+        )
+        return cls(
+            work=work, spender=spender, request=request, step=f"{step or task_type}:{request.digest()[:32]}", cost=cost
+        )
+
+    async def known(self, cache_s: float) -> Answered | None:
+        """The answer that was paid for already: for this step or, within *cache_s*, for any item."""
+        swarm, item_id = self.work.swarm, self.work.item.id
+        recorded = await swarm.cost_manager.ledger.answer(item_id, self.step)
+        if recorded is None and cache_s:
+            cached = await answer_cache(swarm).get(self.request, max_age_s=cache_s)
+            if cached is not None:
+                key = swarm.blackboard.keys.answers(item_id)
+                _, _, recorded = await swarm.blackboard.store.commands(
+                    ("HSETNX", key, self.step, orjson.dumps(cached.as_dict())),
+                    ("PEXPIRE", key, round(ANSWER_S * 1000)),
+                    ("HGET", key, self.step),  # the first record stands
+                )
+        if recorded is None:
+            return None
+        return Answered(LLMResult.from_dict(orjson.loads(recorded), self.request.schema), 0.0, recorded=True)
+
+    async def answered(self, result: LLMResult, cache_s: float) -> Answered:
+        """What the caller gets for *result*, which was paid for just now; others get it for *cache_s*."""
+        if cache_s:
+            await answer_cache(self.work.swarm).put(self.request, result, cache_s)
+        return Answered(result, self.cost / 1e9, recorded=False)
+
+
+def answer_cache(swarm: SwarmInfrastructure) -> AnswerCache:
+    """The cache of a swarm's namespace."""
+    return AnswerCache(swarm.blackboard.store, swarm.blackboard.keys)
