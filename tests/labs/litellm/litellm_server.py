@@ -107,7 +107,11 @@ class LitellmServer:
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [self._binary, "--config", str(config), "--host", "127.0.0.1", "--port", str(self.port)],
+                [
+                    self._binary, "--config", str(config), "--host", "127.0.0.1", "--port", str(self.port),
+                    # Its 5 s end, on a busy machine, just as the next request comes over the same connection.
+                    "--keepalive_timeout", "600",
+                ],
                 env=kept | {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
                 cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
