@@ -260,7 +260,7 @@ async def test_a_worker_told_to_stop_finishes_short_work_and_hands_back_long_wor
     gone_s = time.time() - told_at
 
     assert code == 0
-    assert gone_s <= GRACE_S + 2
+    assert gone_s <= GRACE_S
     assert len(arena.ledger.lines("start")) == 4
     assert await arena.done(short)
     for each in long:
