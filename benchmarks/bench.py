@@ -51,6 +51,7 @@ from swarm_infrastructure import (
     Work,
     job_board,
 )
+from swarm_infrastructure.cost_manager import MeteredCall, Pace
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer, available_servers
 
@@ -163,13 +164,20 @@ class Bench:
         await costs.set_budget(AgentBudget(agent_id="w", daily_limit=100_000, hourly_limit=None, task_limit=None))
         spender = Spender(agent_id="w", role="writer", task_id="t", tier="fast")
 
+        pace = Pace("model:gpt-6-luna")
+
         async def pair(n: int) -> None:
             for _ in range(n):
                 await costs.ledger.settle(await costs.ledger.reserve(spender, 1000, 100), 900, 90)
 
         async def call(n: int) -> None:
             for _ in range(n):
-                async with costs.call(spender, "gpt-6-luna", input_tokens=500, max_output_tokens=200) as metered:
+                metered = await costs.begin(
+                    spender, "gpt-6-luna", input_tokens=500, max_output_tokens=200, hold_s=60, item_id="i", step="s",
+                    pace=pace,
+                )  # fmt: skip
+                assert isinstance(metered, MeteredCall)
+                async with metered:
                     await metered.send()
                     await metered.settle(TokenUsage(prompt_tokens=500, completion_tokens=100))
 

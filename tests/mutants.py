@@ -220,8 +220,8 @@ DETAILS = {
     "money_forgotten": ("70_money.lua", "redis.call('HDEL', context.reservations, id)", "local _"),
     "money_unknown_kept": ("70_money.lua", "reservation.state = 'unknown'", "local _"),
     "money_alert_remembered": ("70_money.lua", "counters[i][7] = level", "local _"),
-    "money_rate_window": ("admit.lua", "now_ms >= began + tonumber(argv[5]) or now_ms < began", "false"),
-    "money_rate_alone": ("admit.lua", "most_tokens and calls > 0 and", "most_tokens and"),
+    "money_rate_window": ("75_rates.lua", "now_ms >= began + window_ms or now_ms < began", "false"),
+    "money_rate_alone": ("75_rates.lua", "most_tokens and calls > 0 and", "most_tokens and"),
     # events
     "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),
     "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),

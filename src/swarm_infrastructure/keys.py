@@ -87,9 +87,8 @@ class BoardKeys:
         self.reservations = prefix + "reservations"  #: hash: id → what is held for a model call, or how that ended
         self.reservations_due = prefix + "reservations_due"  #: zset: reservations by when they must be looked at (ms)
         self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
-        self.rates = (
-            prefix + "rates"
-        )  #: hash: provider|model or agent → calls and tokens of the window, and until when to wait
+        self.declared = prefix + "declared"  #: hash: scope → the limits that code or settings declared last
+        self.rates = prefix + "rates"  #: hash: model:NAME, agent:ID → calls and tokens of a window, until when to wait
         self._lanes: dict[str, LaneKeys] = {}
 
     def answers(self, item_id: str) -> str:

@@ -292,7 +292,7 @@ class SwarmInfrastructure:
         duration_ms: float = 0.0,
         confidence: float | None = None,
     ) -> float:
-        """Book a model call made outside of the runtime, and count its tokens (`AgentState.total_tokens_used`).
+        """Book a model call made outside of the runtime.
 
         Returns:
             Dollars.
@@ -302,7 +302,6 @@ class SwarmInfrastructure:
         """
         usage = TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         cost = await self.cost_manager.record_usage(agent_id, task_id, task_type, model, usage, duration_ms, confidence)
-        await self.blackboard.agents.count_tokens(agent_id, prompt_tokens + completion_tokens)
         log.info(
             "model call", agent=agent_id, task=task_id, task_type=task_type, model=str(model), prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens, ms=duration_ms, confidence=confidence, cost=cost,

@@ -92,6 +92,14 @@ def test_a_model_without_a_price_is_named_and_the_exit_code_is_that_of_wrong_set
     assert answer.err.count("\n") == 1
 
 
+def test_a_model_without_a_price_is_no_error_where_the_settings_name_one_for_all_such(monkeypatch, capsys):
+    monkeypatch.setenv("SWARM_TIER_FAST", "gpt-6-lunar")
+    monkeypatch.setenv("SWARM_UNKNOWN_PRICE", "75")
+
+    assert main(["models"]) == 0
+    assert "gpt-6-lunar" in capsys.readouterr().out
+
+
 def test_a_price_of_ones_own_makes_a_model_known(monkeypatch, capsys, tmp_path):
     (tmp_path / "prices.toml").write_text("[house-7b]\ninput = 0.00000012\noutput = 0\n")
     monkeypatch.setenv("SWARM_TIER_FAST", "house-7b")

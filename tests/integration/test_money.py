@@ -15,9 +15,9 @@ from given import Tape, a_request, given_items, snapshot
 
 from swarm_infrastructure import AgentBudget, Budget, CostManager, TokenUsage
 from swarm_infrastructure.blackboard import Blackboard
-from swarm_infrastructure.cost_manager import audit_money
+from swarm_infrastructure.cost_manager import MeteredCall, Pace, Recorded, Reservation, Wait, audit_money
 from swarm_infrastructure.cost_manager.budgets import Limits, Spender, Windows
-from swarm_infrastructure.cost_manager.ledger import Ledger, Reservation
+from swarm_infrastructure.cost_manager.ledger import Ledger
 from swarm_infrastructure.cost_manager.limiter import RateLimiter
 from swarm_infrastructure.errors import BudgetExceededError, InvalidInputError, UnknownPriceError
 from swarm_infrastructure.testing import ManualClock
@@ -279,14 +279,65 @@ async def test_what_was_sent_is_not_released(ledger: Ledger) -> None:
 
 async def test_a_call_may_be_said_to_be_sent_twice_but_not_once_it_was_settled(ledger: Ledger) -> None:
     call = await ledger.reserve(BOB, 5 * CENT, 900)
-    await ledger.mark_sent(call)
-    await ledger.mark_sent(call)
+    assert await ledger.mark_sent(call) is True
+    assert await ledger.mark_sent(call) is True
     await ledger.settle(call, CENT, 100)
 
-    with pytest.raises(BudgetExceededError):
-        await ledger.mark_sent(call)
-
+    assert await ledger.mark_sent(call) is False
     assert await ledger.expire() == (0, 0)
+
+
+# --- what else comes before a call: its record, its turn, a question -------------------------------------------------
+
+
+async def test_a_recorded_answer_is_given_instead_of_money_also_if_there_is_none_left(ledger: Ledger) -> None:
+    call = await ledger.reserve(BOB, 5 * CENT, 900)
+    await ledger.settle(call, 5 * CENT, 900, item_id="a", step="s", answer=b"forty-two")
+    await ledger.set_budget(Budget(run_limit=0))
+
+    assert await ledger.begin(BOB, CENT, 1, item_id="a", step="s") == Recorded(b"forty-two")
+    with pytest.raises(BudgetExceededError):
+        await ledger.begin(BOB, CENT, 1, item_id="a", step="another")
+    with pytest.raises(BudgetExceededError):
+        await ledger.begin(BOB, CENT, 1, item_id="b", step="s")
+
+    assert await cents(ledger) == (5, 0)
+
+
+async def test_a_call_whose_turn_has_not_come_holds_nothing_and_pauses_nobody(
+    board: Blackboard, ledger: Ledger, clock: ManualClock
+) -> None:
+    pace = Pace("model:x", calls=1)
+    assert isinstance(await ledger.begin(ADA, CENT, 1, pace=pace), Reservation)
+
+    waits = await ledger.begin(ADA, CENT, 1, pace=pace)
+
+    assert isinstance(waits, Wait) and 59 < waits.seconds <= 60
+    assert await cents(ledger) == (0, 1)
+    assert await gate_of(board) == ""
+    await clock.advance(s=61)
+    assert isinstance(await ledger.begin(ADA, CENT, 1, pace=pace), Reservation)
+
+
+async def test_a_call_that_a_budget_refuses_takes_nobodys_turn(ledger: Ledger) -> None:
+    await ledger.set_budget(Budget(run_limit="0.01"))
+    pace = Pace("model:x", calls=1)
+    with pytest.raises(BudgetExceededError):
+        await ledger.begin(BOB, 2 * CENT, 1, pace=pace)
+
+    assert isinstance(await ledger.begin(BOB, CENT, 1, pace=pace), Reservation)
+
+
+async def test_a_question_holds_nothing_leaves_nothing_and_pauses_nobody(board: Blackboard, ledger: Ledger) -> None:
+    await ledger.set_budget(Budget(run_limit="0.05"))
+
+    assert await ledger.would_exceed(ADA, 5 * CENT) is None
+    refusal = await ledger.would_exceed(ADA, 6 * CENT)
+    assert refusal is not None and refusal.scope == "swarm"
+
+    assert await ledger.counters() == {}
+    assert await ledger.reservations() == {}
+    assert await gate_of(board) == ""
 
 
 # --- holders that are gone --------------------------------------------------------------------------------------------
@@ -299,8 +350,7 @@ async def test_a_hold_that_was_not_sent_is_freed_when_it_ends_and_not_sent_after
     await clock.advance(s=11)
 
     assert await ledger.expire() == (1, 0)
-    with pytest.raises(BudgetExceededError):
-        await ledger.mark_sent(call)
+    assert await ledger.mark_sent(call) is False
 
     assert await cents(ledger) == (0, 0)
     assert await ledger.expire() == (0, 0)
@@ -387,6 +437,16 @@ async def test_a_call_left_before_it_was_sent_costs_nothing(costs: CostManager) 
     with pytest.raises(RuntimeError):
         async with costs.call(BOB, MODEL, input_tokens=100, max_output_tokens=100):
             assert (await cents(costs.ledger))[1] > 0
+            raise RuntimeError
+
+    assert await cents(costs.ledger) == (0, 0)
+
+
+async def test_a_call_that_was_to_leave_at_once_and_did_not_costs_nothing(costs: CostManager) -> None:
+    call = await costs.begin(BOB, MODEL, input_tokens=100, max_output_tokens=100, hold_s=60)
+    assert isinstance(call, MeteredCall)
+    with pytest.raises(RuntimeError):
+        async with call:
             raise RuntimeError
 
     assert await cents(costs.ledger) == (0, 0)

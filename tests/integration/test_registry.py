@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from given import OpenBoard, Tape, clock_of, given_claim, given_item, given_items, held_call, in_time, snapshot
 
+from swarm_infrastructure import CostManager, TokenUsage
 from swarm_infrastructure.blackboard import AgentStatus, Blackboard, job_board
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from swarm_infrastructure.testing import ManualClock
@@ -68,8 +69,8 @@ async def test_what_an_agent_does_shows_in_its_state(board: Blackboard) -> None:
     failing = await board.agents.find("w1")
     await board.complete(a.claim)
     await board.hand_back(b.claim)
-    await board.agents.count_tokens("w1", 120)
-    await board.agents.count_tokens("w1", 3)
+    for tokens in (120, 3):
+        await CostManager.of(board).record_usage("w1", "a", "summary", "gpt-4o-mini", TokenUsage(prompt_tokens=tokens))
     await board.update_agent_state("w1", status=AgentStatus.IDLE)
     idle = await board.agents.find("w1")
 

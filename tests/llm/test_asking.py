@@ -97,6 +97,28 @@ async def test_an_answer_is_settled_at_its_price_in_every_scope(open_swarm: Open
             assert await spent(swarm, scope) == cost, scope
 
 
+async def test_a_question_takes_two_round_trips_and_one_if_its_answer_is_on_record(
+    open_swarm: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(FakeLLM(["yes"], usage=HUNDRED)) as swarm:
+        work, store, taken = await given_work(swarm), swarm.blackboard.store, list[str]()
+
+        def counting(door: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **how: Any) -> Any:
+                taken.append(str(args[0]))
+                return door(*args, **how)
+
+            return counted
+
+        for name in ("call", "command", "commands"):
+            monkeypatch.setattr(store, name, counting(getattr(store, name)))
+
+        await work.ask("content_analysis", "Is it?")
+        assert taken == ["reserve", "settle"]
+        assert (await work.ask("content_analysis", "Is it?")).recorded
+        assert taken == ["reserve", "settle", "reserve"]
+
+
 async def test_asked_again_after_a_crash_the_answer_comes_from_the_record_and_costs_nothing(open_swarm: Open) -> None:
     model = FakeLLM([{"score": 7, "why": "new"}], usage=HUNDRED)
     async with open_swarm(model) as swarm:

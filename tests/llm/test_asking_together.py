@@ -359,10 +359,10 @@ async def test_a_call_whose_hold_was_freed_before_it_left_is_not_sent_and_reserv
         works, ledger = await given_works(swarm), swarm.cost_manager.ledger
         mark_sent, late = ledger.mark_sent, []
 
-        async def freed(reservation: Any, **how: Any) -> None:
+        async def freed(reservation: Any, **how: Any) -> bool:
             if reservation.spender.task_id == "b" and not late:  # as the sweeper frees the hold of one who stood still
                 late.append(await ledger.release(reservation))
-            await mark_sent(reservation, **how)
+            return await mark_sent(reservation, **how)
 
         monkeypatch.setattr(ledger, "mark_sent", freed)
         await together(works)
@@ -444,17 +444,17 @@ async def test_money_that_another_call_holds_is_waited_for(open_swarm: Open) -> 
         ledger = swarm.cost_manager.ledger
         other = await ledger.reserve(Spender(agent_id="bob"), 999_999_000, 10)
         works = await given_works(swarm)
-        refusals, reserve = [], ledger.reserve
+        refusals, begin = [], ledger.begin
 
         async def watched(*facts: Any, **how: Any) -> Any:
             try:
-                return await reserve(*facts, **how)
+                return await begin(*facts, **how)
             except BudgetExceededError as error:
                 refusals.append(error)
                 await ledger.release(other)
                 raise
 
-        ledger.reserve = watched  # type: ignore[method-assign]
+        ledger.begin = watched  # type: ignore[method-assign]
         assert len(await together(works)) == 3
         assert refusals
         assert await swarm.cost_manager.paused() == []

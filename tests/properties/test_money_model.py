@@ -208,14 +208,11 @@ class MoneyMachine(Machine):
         id, hold_s = self._a_call("open"), self.one_of(HOLDS_S)
         handle = self._handle(id, *self.calls.get(id, (Who(), (0, 0, 1))))
 
-        async def real() -> bool:
-            try:
-                await self.ledger.mark_sent(handle, hold_s=hold_s)
-            except BudgetExceededError:
-                return False
-            return True
-
-        await self.step(f"mark sent {id}", real, lambda: self.model.mark_sent(id, int(hold_s * 1000)))
+        await self.step(
+            f"mark sent {id}",
+            lambda: self.ledger.mark_sent(handle, hold_s=hold_s),
+            lambda: self.model.mark_sent(id, int(hold_s * 1000)),
+        )
 
     @way(3, lambda machine: machine.calls)
     @way(12, lambda machine: machine.any_is("sent"))

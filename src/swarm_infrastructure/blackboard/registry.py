@@ -137,6 +137,8 @@ class AgentRegistry:
             ("HGET", keys.rules, "clock_offset_ms"),
         )
         now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+        named = [name for name, _ in _pairs(agents)]
+        tokens = await self._tokens(named)
         last = {agent.decode(): int(ms) for agent, ms in _pairs(beats)}
         shut = {name.decode(): why.decode() for name, why in _pairs(gates)}
         endings = {name.decode(): int(n) for name, n in _pairs(tallies)}
@@ -146,7 +148,9 @@ class AgentRegistry:
         states = []
         for name, text in _pairs(agents):
             agent_id, facts = name.decode(), orjson.loads(text)
-            states.append(self._state(agent_id, facts, now_ms - last.get(agent_id, 0), last, shut, endings, held))
+            states.append(
+                self._state(agent_id, facts, now_ms - last.get(agent_id, 0), last, shut, endings, held, tokens)
+            )
         return sorted(states, key=lambda state: state.agent_id)
 
     def _state(
@@ -158,6 +162,7 @@ class AgentRegistry:
         shut: dict[str, str],
         endings: dict[str, int],
         held: dict[str, tuple[str, ...]],
+        tokens: Mapping[str, int],
     ) -> AgentState:
         role = str(facts.pop("role", ""))
         status = AgentStatus(facts.pop("status", AgentStatus.IDLE))
@@ -178,7 +183,7 @@ class AgentRegistry:
             tasks_completed=endings.get(f"{agent_id}|completed", 0),
             tasks_failed=endings.get(f"{agent_id}|failed", 0) + endings.get(f"{agent_id}|quarantined", 0),
             tasks_handed_back=endings.get(f"{agent_id}|handed_back", 0) + endings.get(f"{agent_id}|revoked", 0),
-            total_tokens_used=endings.get(f"{agent_id}|tokens", 0),
+            total_tokens_used=tokens.get(agent_id, 0),
             last_heartbeat_ms=last.get(agent_id, 0),
             age_s=round(max(age_ms, 0) / 1000, 3),
             gate=gate_text(gate),
@@ -190,11 +195,12 @@ class AgentRegistry:
         lanes = await queries.timed_lanes()
         return [item for item in await queries.timed(lanes) if item.holder]
 
-    async def count_tokens(self, agent_id: str, tokens: int) -> None:
-        """Add to the tokens that an agent used."""
-        await self._store.command(
-            "HINCRBY", self._keys.tallies, f"{check_id('agent id', agent_id)}|tokens", tokens, once=True
-        )
+    async def _tokens(self, names: Sequence[bytes]) -> dict[str, int]:
+        """Tokens that each agent's model calls were booked with (see ``70_money.lua``)."""
+        if not names:
+            return {}
+        rows = await self._store.command("HMGET", self._keys.spend, *(b"t|agent:" + name for name in names))
+        return {name.decode(): int(row.split(b",")[2]) for name, row in zip(names, rows, strict=True) if row}
 
     # -- gates ------------------------------------------------------------------------------------------------------
 

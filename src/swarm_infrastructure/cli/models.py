@@ -20,7 +20,7 @@ def models(output: OutputOption = Output.TABLE) -> None:
     """List the models of each tier, best first, and what they cost.
 
     Prices are dollars per million tokens. Reachable: the provider's key or address is set; nobody is called.
-    Exit code 3 if a model has no price: it would not be called.
+    Exit code 3 if a model has no price and SWARM_UNKNOWN_PRICE sets none either: it would not be called.
     """
     from ..config import Settings
     from ..cost_manager.pricing import Prices
@@ -30,7 +30,8 @@ def models(output: OutputOption = Output.TABLE) -> None:
     prices = Prices(settings.prices_path)
     table = TierTable.from_settings(settings)
     show_rows(_rows(settings, prices, table), COLUMNS, output)
-    table.check(prices.known)
+    if not settings.unknown_price:
+        table.check(prices.known)
 
 
 def _long(row: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from .audit import audit_money
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender
 from .cost_manager import CostManager, MeteredCall
 from .early_stop import EarlyStop
-from .ledger import Alert, Entry, Ledger, Paused, Reservation
-from .limiter import RateLimiter
+from .ledger import Ledger
+from .limiter import Pace, RateLimiter
 from .pricing import Prices
+from .records import Alert, Entry, Paused, Recorded, Reservation, Wait
 from .tiers import TASK_TIER_MAPPING, LLMModel, LLMTier, TierTable
 
 __all__ = [
@@ -28,13 +29,16 @@ __all__ = [
     "Ledger",
     "Limits",
     "MeteredCall",
+    "Pace",
     "Paused",
     "Prices",
     "RateLimiter",
+    "Recorded",
     "Reservation",
     "Spender",
     "TierTable",
     "TokenUsage",
     "UnknownPriceError",
+    "Wait",
     "audit_money",
 ]

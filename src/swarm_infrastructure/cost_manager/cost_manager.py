@@ -22,10 +22,11 @@ from ..store import Store
 from ..usage import TokenUsage
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender, status_of, zone
 from .early_stop import Decision, EarlyStop
-from .ledger import SENT_S, Alert, Entry, Ledger, Paused, Reservation
-from .limiter import RateLimiter
+from .ledger import SENT_S, Ledger
+from .limiter import Pace, RateLimiter
 from .money import NANO, to_dollars, to_nano
 from .pricing import Prices
+from .records import Alert, Entry, Paused, Recorded, Reservation, Wait
 from .tiers import LLMTier, TierTable
 
 __all__ = ["CostManager", "MeteredCall"]
@@ -55,6 +56,7 @@ class MeteredCall:
     reservation: Reservation
     model: str
     pricing: Mapping[str, Any] = field(default_factory=dict)
+    marked: bool = False  #: the ledger knows it as sent: its hold is never freed for nothing
     sent: bool = False
     cost: int | None = None  #: nano-dollars, once settled
 
@@ -64,24 +66,33 @@ class MeteredCall:
         Raises:
             ModelUnavailableError: the hold was freed meanwhile, as this process stood still; don't send, reserve again.
         """
-        try:
-            await self.costs.ledger.mark_sent(self.reservation, hold_s=hold_s)
-        except BudgetExceededError as error:
+        if not self.marked and not await self.costs.ledger.mark_sent(self.reservation, hold_s=hold_s):
             why = "the money set aside was freed before the call was sent: this process stood still for too long"
-            raise ModelUnavailableError(self.model, why, may_be_paid=False) from error
-        self.sent = True
+            raise ModelUnavailableError(self.model, why, may_be_paid=False)
+        self.marked = self.sent = True
 
     async def settle(
         self,
         usage: TokenUsage,
         *,
+        usd: int | None = None,
         facts: Mapping[str, Any] | None = None,
         item_id: str = "",
         step: str = "",
         answer: bytes = b"",
     ) -> int:
-        """Book what it cost, and keep its answer for the item. Returns nano-dollars."""
-        cost = self.costs.prices.cost(self.model, usage, **self.pricing)
+        """Book what it cost, and keep its answer for the item.
+
+        Args:
+            usage: what the provider counted.
+            usd: nano-dollars, where it is known otherwise than from *usage*.
+            facts: for the ledger.
+            item_id: whose *step* has *answer*.
+
+        Returns:
+            Nano-dollars.
+        """
+        cost = self.costs.prices.cost(self.model, usage, **self.pricing) if usd is None else usd
         await self._book(cost, usage.total_tokens, facts, item_id=item_id, step=step, answer=answer)
         return cost
 
@@ -94,7 +105,8 @@ class MeteredCall:
         await self._book(self.reservation.usd, self.reservation.tokens, {"error": why, "unknown": True})
 
     async def _book(self, usd: int, tokens: int, facts: Mapping[str, Any] | None, **answer: Any) -> None:
-        alerts = await self.costs.ledger.settle(self.reservation, usd, tokens, facts=facts, **answer)
+        requests = self.reservation.requests
+        alerts = await self.costs.ledger.settle(self.reservation, usd, tokens, requests=requests, facts=facts, **answer)
         self.cost = usd
         await self.costs.tell(alerts)
 
@@ -108,6 +120,8 @@ class MeteredCall:
             return
         if self.sent:
             await asyncio.shield(self.settle_unknown(repr(error) if error else "left without settling"))
+        elif self.marked:
+            await asyncio.shield(self.settle_unbilled("not sent"))
         else:
             await asyncio.shield(self.costs.ledger.release(self.reservation))
 
@@ -194,7 +208,7 @@ class CostManager:
         least = max(to_nano(needed, field="needed"), 1)
         refusal = None
         while tier is not None:
-            refusal = await self._would_exceed(Spender(agent_id=agent_id, tier=tier), least)
+            refusal = await self.ledger.would_exceed(Spender(agent_id=agent_id, tier=tier), least)
             if refusal is None:
                 return self.tiers.models(tier)[0]
             tier = self.tiers.cheaper(tier)
@@ -214,14 +228,9 @@ class CostManager:
     async def get_budget_status(self, scope: str) -> BudgetStatus:
         """How an agent (by its id) or a scope stands: what was spent, what is left, whether it stands still."""
         name = _scope(scope)
-        accounts = await self.ledger.accounts(name)
-        day = self.ledger.windows().day
-        counters = await self.ledger.counters()
-        prefix = f"{day}|{name}/tier:" if name.startswith("agent:") else f"{day}|tier:" if name == "swarm" else None
-        tiers = {field[len(prefix) :]: row[0] for field, row in counters.items() if prefix and field.startswith(prefix)}
-        alerted = counters.get(f"{day}|{name}", (0,) * 7)[6] > 0
-        gate = await self._store.command("HGET", self._keys.gates, name)
-        return status_of(name, accounts, tiers, alerted=alerted, paused=gate.decode() if gate else "")
+        by_tier = name == "swarm" or name.startswith("agent:")
+        found = await self.ledger.status(name, tiers=[tier.value for tier in LLMTier] if by_tier else ())
+        return status_of(name, found.accounts, found.tiers, alerted=found.alerted, paused=found.gate)
 
     async def paused(self) -> list[Paused]:
         """Who stands still for want of money, and what lets them go on."""
@@ -234,16 +243,8 @@ class CostManager:
         `call` can promise."""
         tier = str(self.get_tier(task_type)) if task_type else ""
         spender = Spender(agent_id=agent_id, task_id=task_id, tier=tier)
-        refusal = await self._would_exceed(spender, to_nano(estimated_cost, field="estimated_cost"))
+        refusal = await self.ledger.would_exceed(spender, to_nano(estimated_cost, field="estimated_cost"))
         return (True, "") if refusal is None else (False, str(refusal))
-
-    async def _would_exceed(self, spender: Spender, usd: int) -> BudgetExceededError | None:
-        try:
-            held = await self.ledger.reserve(spender, usd, 0, pause=False)
-        except BudgetExceededError as error:
-            return error
-        await self.ledger.release(held)
-        return None
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
@@ -273,6 +274,40 @@ class CostManager:
             UnknownPriceError: no price is known; nothing may be sent.
             BudgetExceededError: some budget has less left.
         """
+        begun = await self.begin(
+            spender, model, input_tokens=input_tokens, max_output_tokens=max_output_tokens, wait_s=wait_s, facts=facts,
+            **pricing,
+        )  # fmt: skip
+        assert isinstance(begun, MeteredCall)  # neither a record nor a pace was asked for
+        return begun
+
+    async def begin(
+        self,
+        spender: Spender,
+        model: str,
+        *,
+        input_tokens: int,
+        max_output_tokens: int,
+        wait_s: float = 2.0,
+        facts: Mapping[str, Any] | None = None,
+        hold_s: float | None = None,
+        item_id: str = "",
+        step: str = "",
+        pace: Pace | None = None,
+        **pricing: Any,
+    ) -> MeteredCall | Recorded | Wait:
+        """As `reserve`, with all else that comes before a call, in one round trip: its record, and its turn.
+
+        Args:
+            hold_s: the call leaves at once, and its caller is believed to live for so long: `MeteredCall.send` costs
+                nothing then, and whoever dies before it is booked at the estimate.
+            item_id: whose *step* may have an answer on record.
+            step: of the item.
+            pace: the rate limit that the call falls under.
+
+        Returns:
+            The call; or the recorded answer, or how long to wait for its turn: then nothing is held.
+        """
         if max_output_tokens <= 0:
             raise InvalidInputError("max_output_tokens", found=max_output_tokens, needed="a number above 0")
         usd = self.prices.estimate(model, input_tokens, max_output_tokens, **pricing)
@@ -283,9 +318,10 @@ class CostManager:
         while True:
             last = time.monotonic() >= until
             try:
-                held = await self.ledger.reserve(
-                    spender, usd, input_tokens + max_output_tokens, facts={"model": model, **(facts or {})}, pause=last
-                )
+                held = await self.ledger.begin(
+                    spender, usd, input_tokens + max_output_tokens, facts={"model": model, **(facts or {})}, pause=last,
+                    sent=hold_s is not None, hold_s=hold_s, item_id=item_id, step=step, pace=pace,
+                )  # fmt: skip
             except BudgetExceededError as error:
                 if last:
                     raise
@@ -295,8 +331,10 @@ class CostManager:
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 0.5)
             else:
+                if not isinstance(held, Reservation):
+                    return held
                 settled = {name: value for name, value in pricing.items() if name != "cache_write"}
-                return MeteredCall(self, held, model, settled)
+                return MeteredCall(self, held, model, settled, marked=hold_s is not None)
 
     @asynccontextmanager
     async def call(self, spender: Spender, model: str, **how: Any) -> AsyncIterator[MeteredCall]:

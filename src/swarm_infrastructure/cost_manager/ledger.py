@@ -12,9 +12,7 @@ process ask in the same moment travels in one call.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
@@ -25,97 +23,35 @@ from ..errors import BudgetExceededError, InvalidInputError, SwarmError, Unavail
 from ..keys import BoardKeys
 from ..store import Store
 from ..store.batches import Batches
-from .budgets import UNITS, WINDOWS, Account, Budget, Limits, Spender, Windows, as_pairs, check_scope, now_ms
-from .money import NANO, shown
+from .budgets import UNITS, WINDOWS, Account, Budget, Limits, Spender, Windows, check_scope, now_ms
+from .limiter import Pace
+from .money import NANO
+from .records import (
+    LONG,
+    Alert,
+    Entry,
+    Held,
+    Paused,
+    Recorded,
+    Reservation,
+    Standing,
+    Wait,
+    read_account,
+    read_alerts,
+    read_counters,
+    read_entry,
+    read_reservations,
+)
 
-__all__ = ["Alert", "Entry", "Ledger", "Paused", "Reservation"]
+__all__ = ["Ledger"]
 
 OPEN_S = 15.0  # how long a reservation may wait to be sent
 SENT_S = 180.0  # how long a sent call's holder is believed to live, unless the call says otherwise
 KEEP_S = 3600.0  # how long a repeat is recognised
 ANSWER_S = 7 * 86400.0  # how long a paid answer is kept for its item
 MOST_PER_CALL = 100
+NO_PACE = ("", "", "", 0, 0)
 ANSWERS = object()  # stands for the place of a key among those of a call
-LONG = {letter: window for window, letter in WINDOWS.items()}
-GATE = re.compile(r"budget\|[^|]+\|[tdh]\|(usd|tokens|requests)(\|-?\d+){4}\|[^|]+\|[^|]+\|[^|]+")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """Money set aside for one call."""
-
-    id: str
-    spender: Spender
-    usd: int  #: nano-dollars
-    tokens: int
-    requests: int = 1
-
-
-Held = tuple[str, int, int, int, tuple[str, ...]]  # a reservation's state, dollars (nano), tokens, requests, counters
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
-    """A scope's spending has reached a threshold. Told once per threshold and window."""
-
-    scope: str
-    window: str  #: total, day or hour
-    threshold: float  #: 0.8
-    spent: int  #: nano-dollars
-    limit: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paused:
-    """An agent, or all of a role, that stands still for want of money."""
-
-    who: str  #: ``agent:ID`` or ``role:NAME``
-    scope: str  #: whose budget has too little left
-    window: str  #: total, day or hour
-    unit: str  #: usd, tokens or requests
-    needed: int  #: nano-dollars, tokens or requests
-    left: int
-    limit: int
-    resumes_at_ms: int  #: when a new window begins, 0 if never
-
-    @classmethod
-    def read(cls, who: str, gate: str) -> Paused | None:
-        """What a gate says; None if it was not shut by a budget."""
-        if not GATE.fullmatch(gate):
-            return None
-        _, scope, letter, unit, needed, left, limit, resumes, *_ = gate.split("|")
-        return cls(
-            who=who, scope=scope, window=LONG[letter], unit=unit, needed=int(needed), left=int(left), limit=int(limit),
-            resumes_at_ms=int(resumes),
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        def amount(number: int) -> str:
-            return shown(number) if self.unit == "usd" else f"{number} {self.unit}"
-
-        window = "" if self.window == "total" else f" per {self.window}"
-        option = {"usd": self.window, "tokens": "tokens", "requests": "requests"}[self.unit]
-        return (
-            f"{self.who} needs {amount(self.needed)}, the budget of {self.scope} has {amount(max(self.left, 0))} of "
-            f"{amount(self.limit)}{window} left; raise it: swarm budget raise {self.scope} --{option} AMOUNT"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One line of the ledger."""
-
-    id: str  #: of the entry
-    reservation: str
-    kind: str  #: settled, unknown (nobody settled: booked at the estimate), corrected
-    at_ms: int
-    usd: int  #: nano-dollars; of a correction the difference
-    tokens: int
-    requests: int
-    reserved: int
-    fields: tuple[str, ...]  #: the counters it was booked in
-    facts: Mapping[str, Any]  #: agent_id, task_id, task_type, model, tier, …
-    alerts: tuple[Alert, ...]
 
 
 class Ledger:
@@ -132,8 +68,9 @@ class Ledger:
         self._board = keys
         self._keys = [
             keys.rules, keys.limits, keys.spend, keys.reservations, keys.reservations_due, keys.ledger, keys.gates,
+            keys.rates,
         ]  # fmt: skip
-        self._reserving = Batches("reservations", self._reserve, most=MOST_PER_CALL)
+        self._reserving = Batches("reservations", self._reserve_all, most=MOST_PER_CALL)
         self._stepping = Batches("settlements", self._take_steps, most=MOST_PER_CALL)
         self._ahead_ms = 0  # how far the board's clock is ahead of ours
         self._pruned = ""  # the hour in which counters were pruned last
@@ -179,41 +116,99 @@ class Ledger:
             BudgetExceededError: some scope has less left. ``held`` tells how much of it may come back by itself.
             InvalidInputError: the spender has a name that no budget can have.
         """
+        found = await self.begin(
+            spender, usd, tokens, requests=requests, facts=facts, sent=sent, hold_s=hold_s, pause=pause, id=id
+        )
+        assert isinstance(found, Reservation)  # what else `begin` may find was not asked for
+        return found
+
+    async def begin(
+        self,
+        spender: Spender,
+        usd: int,
+        tokens: int,
+        *,
+        requests: int = 1,
+        facts: Mapping[str, Any] | None = None,
+        sent: bool = False,
+        hold_s: float | None = None,
+        pause: bool = True,
+        id: str | None = None,
+        item_id: str = "",
+        step: str = "",
+        pace: Pace | None = None,
+    ) -> Reservation | Recorded | Wait:
+        """All that comes before a call, in one call: is it paid for already, is there the money, is it its turn?
+
+        Args:
+            item_id: whose *step* may have an answer on record.
+            step: of the item.
+            pace: the rate limit that the call falls under.
+
+        The other arguments are those of `reserve`; so are the errors.
+
+        Returns:
+            The reservation; or the recorded answer, or how long to wait: then nothing is held.
+        """
         _check(spender)
         reservation = Reservation(id=id or uuid4().hex, spender=spender, usd=usd, tokens=tokens, requests=requests)
         hold_s = hold_s if hold_s is not None else (SENT_S if sent else OPEN_S)
         gate = f"agent:{spender.agent_id}" if pause and spender.agent_id else ""
         meta = orjson.dumps({**(facts or {}), **_who(spender)})
-        head = (reservation.id, usd, tokens, requests, round(hold_s * 1000), "sent" if sent else "open", gate, meta)
+        state = "sent" if sent else "open"
+        head = (
+            reservation.id, usd, tokens, requests, round(hold_s * 1000), state, gate, meta, ANSWERS if step else "", step,
+            *(pace.args() if pace else NO_PACE),
+        )  # fmt: skip
+        match await self._reserve(head, spender, self._board.answers(item_id) if step else ""):
+            case [b"answered", answer]:
+                return Recorded(answer)
+            case [b"wait", ms]:
+                return Wait(max(0.001, int(ms) / 1000))
+            case _:
+                return reservation
+
+    async def would_exceed(self, spender: Spender, usd: int, tokens: int = 0) -> BudgetExceededError | None:
+        """Why a call of so much would be refused now, or None. Holds nothing, so it promises nothing.
+
+        Raises:
+            InvalidInputError: the spender has a name that no budget can have.
+        """
+        _check(spender)
+        head = (uuid4().hex, usd, tokens, 1, 0, "probe", "", b"", "", "", *NO_PACE)
+        try:
+            await self._reserve(head, spender, "")
+        except BudgetExceededError as error:
+            return error
+        return None
+
+    async def _reserve(self, head: tuple[Any, ...], spender: Spender, answers: str) -> Any:
         for _ in range(3):
-            match await self._reserving.send((head, spender)):
-                case [b"reserved" | b"again", *_]:
-                    return reservation
+            match await self._reserving.send((head, spender, answers)):
                 case [b"window", at_ms]:
                     self._ahead_ms = int(at_ms) - now_ms()
                 case [b"exceeded", *rest]:
                     raise self._exceeded(*(each.decode() for each in rest))
+                case answer:
+                    return answer
         raise SwarmError(f"the clock of Redis at {self._store.shown} jumps; needed one that runs; check its NTP")
 
-    async def _reserve(self, batch: Sequence[tuple[tuple[Any, ...], Spender]]) -> list[Any]:
-        windows = self.windows()
+    async def _reserve_all(self, batch: Sequence[tuple[tuple[Any, ...], Spender, str]]) -> list[Any]:
+        windows, keys = self.windows(), _KeysWithAnswers(self._keys)
         args: list[Any] = [*windows.bounds]
-        for head, spender in batch:
+        for head, spender, answers in batch:
             rows = spender.counters(windows)
-            args += (*head, len(rows) // 2, *rows)
-        return list(await self._store.call("reserve", self._keys, args))
+            args += (*keys.placed(head, answers), len(rows) // 2, *rows)
+        return list(await self._store.call("reserve", keys.names, args))
 
     async def _step(self, name: str, *args: Any, answers: str = "") -> Any:
         return await self._stepping.send((name, args, answers))
 
     async def _take_steps(self, batch: Sequence[tuple[str, tuple[Any, ...], str]]) -> list[Any]:
-        keys, args = list(self._keys), list[Any]()
+        keys, args = _KeysWithAnswers(self._keys), list[Any]()
         for name, facts, answers in batch:
-            if answers and answers not in keys:
-                keys.append(answers)
-            at = keys.index(answers) + 1 if answers else ""
-            args += (name, len(facts), *(at if fact is ANSWERS else fact for fact in facts))
-        return list(await self._store.call("settle", keys, args))
+            args += (name, len(facts), *keys.placed(facts, answers))
+        return list(await self._store.call("settle", keys.names, args))
 
     def _exceeded(
         self,
@@ -241,19 +236,14 @@ class Ledger:
         error.held = int(held) / scale if int(settled) + int(needed) <= int(limit) else 0.0
         return error
 
-    async def mark_sent(self, reservation: Reservation, *, hold_s: float = SENT_S) -> None:
+    async def mark_sent(self, reservation: Reservation, *, hold_s: float = SENT_S) -> bool:
         """Say that the call is about to leave. Do so before the first byte.
 
-        Raises:
-            BudgetExceededError: the hold was freed meanwhile (we stood still for too long): reserve again.
+        Returns:
+            False if the hold was freed meanwhile (we stood still for too long): don't send, reserve again.
         """
-        match await self._step("sent", reservation.id, round(hold_s * 1000)):
-            case [b"sent"]:
-                return
-            case _:
-                raise BudgetExceededError(
-                    f"reservation {reservation.id}", window="hold", needed=reservation.usd / NANO, on_breach="retry"
-                )
+        answer = await self._step("sent", reservation.id, round(hold_s * 1000))
+        return bool(answer[0] == b"sent")
 
     async def settle(
         self,
@@ -279,8 +269,7 @@ class Ledger:
             ANSWERS if step else "", step, answer, round(ANSWER_S * 1000), orjson.dumps(_who(reservation.spender)),
             *reservation.spender.counters(self.windows()), answers=self._board.answers(item_id) if step else "",
         )  # fmt: skip
-        flat = [each.decode() for each in told[1:]]
-        return [_alert(flat[at : at + 4]) for at in range(0, len(flat), 4)]
+        return read_alerts([each.decode() for each in told[1:]])
 
     async def release(self, reservation: Reservation) -> bool:
         """Free what was held for a call that was not sent. False if it was sent, or is unknown."""
@@ -330,10 +319,9 @@ class Ledger:
         """Put a budget in place that code or the settings declare: once, so that what was raised since stays raised."""
         limits = budget.limits()
         declared = ";".join(f"{name}={limit.pack()}" for name, limit in limits.items())
-        mark = f"declared {budget.scope}"
-        if (await self._store.command("HGET", self._board.limits, mark) or b"").decode() != declared:
+        if (await self._store.command("HGET", self._board.declared, budget.scope) or b"").decode() != declared:
             await self.set_budget(budget)
-            await self._store.command("HSET", self._board.limits, mark, declared)
+            await self._store.command("HSET", self._board.declared, budget.scope, declared)
 
     async def change_limit(self, scope: str, window: str, unit: str, amount: int | None) -> Limits:
         """Change one limit of a scope and leave the others. Returns them all.
@@ -365,23 +353,37 @@ class Ledger:
     async def limits(self) -> dict[str, Limits]:
         """Every limit, by name: a scope, or ``agent:ID/task``, ``agent:ID/tier:NAME``."""
         rows = await self._store.command("HGETALL", self._board.limits)
-        found = {name.decode(): value.decode() for name, value in rows.items()}
-        return {name: Limits.unpack(text) for name, text in found.items() if not name.startswith("declared ")}
+        return {name.decode(): Limits.unpack(value.decode()) for name, value in rows.items()}
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def accounts(self, scope: str, *, limit_name: str | None = None) -> dict[str, Account]:
+    async def accounts(self, scope: str) -> dict[str, Account]:
         """How a scope stands: ``total``, ``day`` and ``hour`` of now."""
+        return (await self.status(scope)).accounts
+
+    async def status(self, scope: str, *, tiers: Sequence[str] = ()) -> Standing:
+        """How a scope stands, what it spent today in each of *tiers*, and who stands still for it; in one round trip."""
         windows = self.windows()
         fields = {"total": f"t|{scope}", "day": f"{windows.day}|{scope}", "hour": f"{windows.hour}|{scope}"}
-        limit, counters = await self._store.commands(
-            ("HGET", self._board.limits, limit_name or scope), ("HMGET", self._board.spend, *fields.values())
-        )
+        prefix = f"{scope}/tier:" if scope.startswith("agent:") else "tier:"
+        by_tier = [f"{windows.day}|{prefix}{tier}" for tier in tiers]
+        limit, counters, gate = await self._store.commands(
+            ("HGET", self._board.limits, scope), ("HMGET", self._board.spend, *fields.values(), *by_tier),
+            ("HGET", self._board.gates, scope),
+        )  # fmt: skip
         limits = Limits.unpack(limit.decode()) if limit else Limits()
-        return {
-            window: _account(window, text, limits.most.get((window, "usd")))
-            for window, text in zip(fields, counters, strict=True)
-        }
+        rows = read_counters(
+            {field.encode(): text for field, text in zip([*fields.values(), *by_tier], counters, strict=True) if text}
+        )
+        return Standing(
+            accounts={
+                window: read_account(window, rows.get(field), limits.most.get((window, "usd")))
+                for window, field in fields.items()
+            },
+            tiers={tier: rows[field][0] for tier, field in zip(tiers, by_tier, strict=True) if field in rows},
+            alerted=rows.get(fields["day"], (0,) * 7)[6] > 0,
+            gate=gate.decode() if gate else "",
+        )
 
     async def paused(self) -> list[Paused]:
         """Who stands still for want of money, and what is needed."""
@@ -392,7 +394,7 @@ class Ledger:
 
     async def counters(self) -> dict[str, tuple[int, ...]]:
         """Every counter: ``window|scope`` → settled and held of dollars, tokens, requests, then the alert level."""
-        return _counters(await self._store.command("HGETALL", self._board.spend))
+        return read_counters(await self._store.command("HGETALL", self._board.spend))
 
     async def standing(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Held], set[str], str]:
         """Everything at one moment: counters, reservations, those of them that have an end, the newest entry's id or ""."""
@@ -401,7 +403,7 @@ class Ledger:
             ("ZRANGE", self._board.reservations_due, 0, -1), ("XREVRANGE", self._board.ledger, "+", "-", "COUNT", 1),
         )  # fmt: skip
         return (
-            _counters(spend), _reservations(reservations), {id.decode() for id in due},
+            read_counters(spend), read_reservations(reservations), {id.decode() for id in due},
             newest[0][0].decode() if newest else "",
         )  # fmt: skip
 
@@ -424,7 +426,7 @@ class Ledger:
 
     async def reservations(self) -> dict[str, Held]:
         """Each reservation that is remembered: state, dollars (nano), tokens, requests, counters."""
-        return _reservations(await self._store.command("HGETALL", self._board.reservations))
+        return read_reservations(await self._store.command("HGETALL", self._board.reservations))
 
     async def prune(self, *, hours_d: int = 8, days_d: int = 40) -> int:
         """Drop counters of hours and days that are long over; the ledger keeps what they were made of."""
@@ -438,43 +440,18 @@ class Ledger:
         return int(await self._store.command("HDEL", self._board.spend, *old)) if old else 0
 
 
-def _counters(rows: Any) -> dict[str, tuple[int, ...]]:
-    pairs = as_pairs(rows) if not isinstance(rows, Mapping) else rows.items()
-    return {field.decode(): tuple(int(each) for each in text.split(b",")) for field, text in pairs}
+class _KeysWithAnswers:
+    """The keys of a call of a batch, with those of the answers of the items that are in it."""
 
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.names = list(keys)
 
-def _reservations(rows: Any) -> dict[str, Held]:
-    found: dict[str, Held] = {}
-    for name, text in as_pairs(rows) if not isinstance(rows, Mapping) else rows.items():
-        state, usd, tokens, requests, *pairs = text.split(b"\n", 1)[0].decode().split(" ")
-        found[name.decode()] = (state, int(usd), int(tokens), int(requests), tuple(pairs[::2]))
-    return found
-
-
-def read_entry(name: bytes, fields: Any) -> Entry:
-    """One entry of the stream."""
-    pairs = as_pairs(fields) if not isinstance(fields, Mapping) else fields.items()
-    row = {key.decode(): value for key, value in pairs}
-    flat = row["alerts"].decode().split()
-    return Entry(
-        id=name.decode(), reservation=row["id"].decode(), kind=row["kind"].decode(), at_ms=int(row["at"]),
-        usd=int(row["usd"]), tokens=int(row["tokens"]), requests=int(row["requests"]), reserved=int(row["reserved"]),
-        fields=tuple(row["rows"].decode().split()[::2]),
-        facts=(orjson.loads(row["meta"]) if row["meta"] else {}) | (orjson.loads(row["more"]) if row["more"] else {}),
-        alerts=tuple(_alert(flat[at : at + 4]) for at in range(0, len(flat), 4)),
-    )  # fmt: skip
-
-
-def _alert(parts: list[str]) -> Alert:
-    window, _, scope = parts[0].partition("|")
-    return Alert(
-        scope=scope, window=LONG[window[0]], threshold=float(parts[1]), spent=int(parts[2]), limit=int(parts[3])
-    )
-
-
-def _account(window: str, text: bytes | None, limit: int | None) -> Account:
-    usd, held, tokens, _, requests, *_ = [int(each) for each in text.split(b",")] if text else [0] * 7
-    return Account(window=window, settled=usd, held=held, tokens=tokens, requests=requests, limit=limit)
+    def placed(self, facts: Sequence[Any], answers: str) -> list[Any]:
+        """*facts* with the place of the key *answers* in place of `ANSWERS`."""
+        if answers and answers not in self.names:
+            self.names.append(answers)
+        at = self.names.index(answers) + 1 if answers else ""
+        return [at if fact is ANSWERS else fact for fact in facts]
 
 
 def _check(spender: Spender) -> None:

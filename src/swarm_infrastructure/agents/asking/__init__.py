@@ -2,8 +2,10 @@
 
 ::
 
-    recorded? → cached? → model of the task's tier → pace → reserve → mark sent → call → settle + record the answer
+    model of the task's tier → recorded? turn? money? reserve → call → settle + record the answer
 
+which are two round trips: one function asks for the record, the turn and the money, and sets it aside; one settles. From
+then on the call counts as sent, so a caller that dies before its first byte is booked at the estimate too.
 The record is written by the call that settles, so an answer that was paid for is never paid for again: after a crash the
 step returns it, at no cost. What can't be known (a cut connection) is booked at the estimate.
 

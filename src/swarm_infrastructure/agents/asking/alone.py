@@ -11,9 +11,7 @@ import structlog
 from pydantic import BaseModel
 
 from ...cost_manager import LLMTier
-from ...errors import (
-    BudgetExceededError,
-)
+from ...errors import BudgetExceededError
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest
 from ...llm.types import Message
@@ -57,8 +55,8 @@ async def ask(
             max_output_tokens=max_output_tokens, **how, **more,
         )  # fmt: skip
         part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags)
-        if (known := await part.known(cache_s)) is not None:
-            return known
+        if cache_s and (known := await part.known(cache_s)) is not None:
+            return known  # else the call that reserves looks the record up
         request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}")
         [result] = await Asking([part], task_type, retry, random or Random()).answers(request)
         assert result is not None

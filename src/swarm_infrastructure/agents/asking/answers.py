@@ -11,9 +11,7 @@ import orjson
 
 from ...cost_manager import LLMTier, Spender
 from ...cost_manager.ledger import ANSWER_S
-from ...errors import (
-    InvalidInputError,
-)
+from ...errors import InvalidInputError
 from ...llm import AnswerCache, LLMRequest, LLMResult
 
 if TYPE_CHECKING:
@@ -66,6 +64,7 @@ class Part:
     request: LLMRequest  #: as it is asked alone; its digest names the answer
     step: str  #: under which the answer is recorded for the item
     cost: int = 0  #: nano-dollars, so far
+    recorded: bool = False  #: its answer was paid for before
 
     @classmethod
     def of(
@@ -93,15 +92,18 @@ class Part:
                     ("PEXPIRE", key, round(ANSWER_S * 1000)),
                     ("HGET", key, self.step),  # the first record stands
                 )
-        if recorded is None:
-            return None
-        return Answered(LLMResult.from_dict(orjson.loads(recorded), self.request.schema), 0.0, recorded=True)
+        return None if recorded is None else Answered(self.read(recorded), self.cost / 1e9, recorded=True)
+
+    def read(self, recorded: bytes) -> LLMResult:
+        """The answer that is on record."""
+        self.recorded = True
+        return LLMResult.from_dict(orjson.loads(recorded), self.request.schema)
 
     async def answered(self, result: LLMResult, cache_s: float) -> Answered:
-        """What the caller gets for *result*, which was paid for just now; others get it for *cache_s*."""
-        if cache_s:
+        """What the caller gets for *result*; if it was paid for just now, others get it for *cache_s*."""
+        if cache_s and not self.recorded:
             await answer_cache(self.work.swarm).put(self.request, result, cache_s)
-        return Answered(result, self.cost / 1e9, recorded=False)
+        return Answered(result, self.cost / 1e9, recorded=self.recorded)
 
 
 def answer_cache(swarm: SwarmInfrastructure) -> AnswerCache:

@@ -15,19 +15,7 @@ from ...llm import LLMResult
 from ...usage import TokenUsage
 from .answers import Part
 
-__all__ = ["Bill", "Share", "split"]
-
-
-class Share(MeteredCall):
-    """The money that one part holds in a call."""
-
-    async def settle_part(self, usd: int, tokens: int, facts: Mapping[str, Any], **answer: Any) -> None:
-        """Book the part's share of what the call cost."""
-        await self._book(usd, tokens, facts, **answer)
-
-    async def _book(self, usd: int, tokens: int, facts: Mapping[str, Any] | None, **answer: Any) -> None:
-        # one call is one request, however many parts it has
-        await super()._book(usd, tokens, facts, requests=self.reservation.requests, **answer)
+__all__ = ["Bill", "split"]
 
 
 class Bill:
@@ -39,7 +27,7 @@ class Bill:
         input_tokens: of each, in the estimate.
     """
 
-    def __init__(self, parts: Sequence[Part], shares: Sequence[Share], input_tokens: Sequence[int]) -> None:
+    def __init__(self, parts: Sequence[Part], shares: Sequence[MeteredCall], input_tokens: Sequence[int]) -> None:
         self._parts, self._shares, self._input_tokens = parts, shares, input_tokens
         self._stack = AsyncExitStack()
 
@@ -89,12 +77,10 @@ class Bill:
             zip(self._parts, self._shares, costs, self.usages(usage), strict=True)
         ):
             answer = answers[at] if answers else None
-            record = (
-                {"item_id": part.work.item.id, "step": part.step, "answer": orjson.dumps(answer.as_dict())}
-                if answer
-                else {}
-            )
-            booked.append(share.settle_part(usd, used.total_tokens, facts, **record))
+            record: dict[str, Any] = {}
+            if answer is not None:
+                record = {"item_id": part.work.item.id, "step": part.step, "answer": orjson.dumps(answer.as_dict())}
+            booked.append(share.settle(used, usd=usd, facts=facts, **record))
             part.cost += usd
         await asyncio.shield(asyncio.gather(*booked))  # what is known by now is booked, also if nobody waits any more
 

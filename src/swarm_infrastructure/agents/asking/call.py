@@ -9,16 +9,13 @@ from typing import Any
 
 import structlog
 
-from ...errors import (
-    ModelError,
-    ModelUnavailableError,
-    RateLimitedError,
-)
+from ...cost_manager import MeteredCall, Pace, Recorded, Wait
+from ...errors import ModelError, ModelUnavailableError, RateLimitedError
 from ...failure_recovery import RetryPolicy, backoff_s
 from ...llm import LLMRequest, LLMResult, SchemaMismatch
 from ...llm.client import repaired
 from .answers import Part
-from .bill import Bill, Share
+from .bill import Bill
 
 __all__ = ["RETRY", "SLACK_S", "Asking", "pricing_of", "reserving_of"]
 
@@ -63,11 +60,12 @@ class Asking:
     async def _call(self, request: LLMRequest, *, first: LLMResult | None) -> list[LLMResult | None]:
         """One paid call: reserved, sent, settled, and its answers recorded in the same breath."""
         input_tokens = request.estimated_input_tokens()
-        await self._in_turn(request, input_tokens + request.max_output_tokens)
-        self._check()  # no money for a claim that is lost
-        limit_s = (request.timeout_s or self._swarm.settings.llm_timeout_s) + SLACK_S
-        async with await self._reserve(request, input_tokens) as bill:
-            await bill.send(hold_s=limit_s)
+        hold_s = (request.timeout_s or self._swarm.settings.llm_timeout_s) + SLACK_S
+        bill = await self._begin(request, input_tokens, hold_s)
+        if not isinstance(bill, Bill):
+            return bill
+        async with bill:
+            await bill.send(hold_s=hold_s)
             try:
                 result = await self._generate(request)
             except ModelError as error:
@@ -85,21 +83,28 @@ class Asking:
             answers = self._read(result if first is None else repaired(first, result), bill)
             facts = {"ms": result.duration_ms, "request_id": result.request_id}
             await bill.settle(result.usage, facts=facts, answers=answers)
-        agent_id = self._parts[0].spender.agent_id
-        await self._swarm.blackboard.agents.count_tokens(agent_id, result.usage.total_tokens)
         return answers
 
     async def _generate(self, request: LLMRequest) -> LLMResult:
         return await self._swarm.client_for(request.model).generate(request)
 
-    async def _reserve(self, request: LLMRequest, input_tokens: int) -> Bill:
+    async def _begin(self, request: LLMRequest, input_tokens: int, hold_s: float) -> Bill | list[LLMResult | None]:
+        """Hold the money when it is the call's turn; or the answers, where they are on record by now."""
         [part] = self._parts
-        call = await self._swarm.cost_manager.reserve(
-            part.spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
-            facts=self._facts(part), **reserving_of(request),
-        )  # fmt: skip
-        share = Share(call.costs, call.reservation, call.model, call.pricing)
-        return Bill(self._parts, [share], [input_tokens])
+        pace, waited_s = self._pace(request, input_tokens), 0.0
+        while True:
+            self._check()  # no money for a claim that is lost
+            begun = await self._swarm.cost_manager.begin(
+                part.spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
+                facts=self._facts(part), hold_s=hold_s, item_id=part.work.item.id, step=part.step, pace=pace,
+                **reserving_of(request),
+            )  # fmt: skip
+            match begun:
+                case MeteredCall():
+                    return Bill(self._parts, [begun], [input_tokens])
+                case Recorded():
+                    return [part.read(begun.answer)]
+            waited_s = await self._wait(begun, waited_s)
 
     def _read(self, result: LLMResult, bill: Bill) -> list[LLMResult | None]:
         return [result]
@@ -113,24 +118,21 @@ class Asking:
     def _check(self) -> None:
         self._parts[0].work.check()
 
-    async def _in_turn(self, request: LLMRequest, tokens: int) -> None:
-        """Wait for the turn under the fleet's rate limits."""
-        settings, waited_s = self._swarm.settings, 0.0
-        while True:
-            wait_s = await self._swarm.cost_manager.limiter.admit(
-                f"model:{request.model}", calls=settings.llm_requests_per_minute,
-                tokens_limit=settings.llm_tokens_per_minute, tokens=tokens,
-            )  # fmt: skip
-            if not wait_s:
-                return
-            if waited_s + wait_s > PACE_PATIENCE_S:
-                raise RateLimitedError(
-                    request.model, "the fleet's limit is reached", retry_after_s=wait_s, may_be_paid=False
-                )
-            pause_s = wait_s * (1 + 0.1 * self._random.random())
-            waited_s += pause_s
-            await asyncio.sleep(pause_s)
-            self._check()
+    def _pace(self, request: LLMRequest, input_tokens: int) -> Pace:
+        settings = self._swarm.settings
+        return Pace(
+            f"model:{request.model}", settings.llm_requests_per_minute, settings.llm_tokens_per_minute,
+            input_tokens + request.max_output_tokens,
+        )  # fmt: skip
+
+    async def _wait(self, turn: Wait, waited_s: float) -> float:
+        """Wait for the turn under the fleet's rate limits. Returns how long that took by now."""
+        if waited_s + turn.seconds > PACE_PATIENCE_S:
+            model = self._parts[0].request.model
+            raise RateLimitedError(model, "the fleet's limit is reached", retry_after_s=turn.seconds, may_be_paid=False)
+        pause_s = turn.seconds * (1 + 0.1 * self._random.random())
+        await asyncio.sleep(pause_s)
+        return waited_s + pause_s
 
 
 def pricing_of(request: LLMRequest) -> dict[str, Any]:
@@ -141,6 +143,3 @@ def pricing_of(request: LLMRequest) -> dict[str, Any]:
 def reserving_of(request: LLMRequest) -> dict[str, Any]:
     """How a call is priced beforehand: a provider may write its cache unasked, which costs more than to read afresh."""
     return {"cache_write": True, **pricing_of(request)}
-
-
-# -- several items in one call ----------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import structlog
 from pydantic import BaseModel, create_model
 
-from ...cost_manager import LLMTier, Spender
-from ...cost_manager.ledger import Reservation
+from ...cost_manager import LLMTier, MeteredCall, Pace, Reservation, Spender, Wait
 from ...errors import (
     BudgetExceededError,
     ClaimLostError,
@@ -29,7 +28,7 @@ from ...llm import LLMRequest, LLMResult, SchemaMismatch, estimated_tokens
 from ...llm.types import json_of
 from .alone import ask, cheaper_tier, in_tier
 from .answers import Answered, Part, check_cache_s
-from .bill import Bill, Share, split
+from .bill import Bill, split
 from .call import RETRY, Asking, pricing_of, reserving_of
 
 if TYPE_CHECKING:
@@ -241,6 +240,7 @@ class AskingTogether(Asking):
                 held = await self._hold(need, pause=True)
             except BudgetExceededError:
                 return
+            assert isinstance(held, Reservation)  # no pace was asked for
             await self._swarm.cost_manager.ledger.release(held)
 
     async def _generate(self, request: LLMRequest) -> LLMResult:
@@ -256,8 +256,12 @@ class AskingTogether(Asking):
             for number, (part, usage) in enumerate(zip(self._parts, bill.usages(result.usage), strict=True), start=1)
         ]
 
-    async def _reserve(self, request: LLMRequest, input_tokens: int) -> Bill:
-        """Hold each part's share of the estimate, so that they are the estimate of the whole, at its price step."""
+    async def _begin(self, request: LLMRequest, input_tokens: int, hold_s: float) -> Bill:
+        """Hold each part's share of the estimate, so that they are the estimate of the whole, at its price step.
+
+        They are marked as sent when all of them are held, not before: else a refused one would cost the others a line
+        in the ledger.
+        """
         costs, n, pricing = self._swarm.cost_manager, len(self._parts), reserving_of(request)
         own = [estimated_tokens(part.request.prompt or "") for part in self._parts]
         common = split(input_tokens - sum(own), [1] * n)
@@ -272,21 +276,25 @@ class AskingTogether(Asking):
             )
             for at, part in enumerate(self._parts)
         }  # fmt: skip
-        held = await self._hold_all()
-        return Bill(self._parts, [Share(costs, each, request.model, pricing_of(request)) for each in held], inputs)
+        held = await self._hold_all(self._pace(request, input_tokens))
+        calls = [MeteredCall(costs, each, request.model, pricing_of(request)) for each in held]
+        return Bill(self._parts, calls, inputs)
 
-    async def _hold_all(self) -> list[Reservation]:
-        """A reservation for each part, or for none.
+    async def _hold_all(self, pace: Pace) -> list[Reservation]:
+        """A reservation for each part, or for none; the first one takes the turn under *pace* for all of them.
 
-        Waits a while if only what other calls hold stands in the way.
+        Waits for the turn, and a while if only what other calls hold stands in the way.
 
         Raises:
             _LeftOutError: with the parts that were refused.
         """
         ledger = self._swarm.cost_manager.ledger
-        until, pause_s = time.monotonic() + HELD_PATIENCE_S, 0.02
+        until, pause_s, waited_s = time.monotonic() + HELD_PATIENCE_S, 0.02, 0.0
         while True:
-            asked = (self._hold(need, pause=False) for need in self._needs.values())
+            self._check()  # no money for a claim that is lost
+            asked = (
+                self._hold(need, pause=False, pace=None if at else pace) for at, need in enumerate(self._needs.values())
+            )
             told = dict(zip(self._needs, await asyncio.gather(*asked, return_exceptions=True), strict=True))
             held = [each for each in told.values() if isinstance(each, Reservation)]
             if len(held) == len(told):
@@ -297,15 +305,21 @@ class AskingTogether(Asking):
             for error in told.values():
                 if isinstance(error, BaseException) and not isinstance(error, BudgetExceededError):
                     raise error
+            if not refused:
+                [turn] = [each for each in told.values() if isinstance(each, Wait)]
+                waited_s = await self._wait(turn, waited_s)
+                continue
             if time.monotonic() >= until or not any(self._may_come_back(error, held) for error in refused.values()):
                 raise _LeftOutError(refused)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.5)
 
-    async def _hold(self, need: _Need, *, pause: bool) -> Reservation:
-        return await self._swarm.cost_manager.ledger.reserve(
-            need.spender, need.usd, need.tokens, requests=need.requests, facts=need.facts, pause=pause
+    async def _hold(self, need: _Need, *, pause: bool, pace: Pace | None = None) -> Reservation | Wait:
+        found = await self._swarm.cost_manager.ledger.begin(
+            need.spender, need.usd, need.tokens, requests=need.requests, facts=need.facts, pause=pause, pace=pace
         )
+        assert isinstance(found, Reservation | Wait)  # no record was asked for
+        return found
 
     def _may_come_back(self, error: BudgetExceededError, held: Sequence[Reservation]) -> bool:
         """Whether the end of calls other than ours would make room."""

@@ -1,11 +1,16 @@
 -- reserve: set money aside for model calls, for each in every scope and window at once, or in none.
--- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates
+-- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  then answers of items
 -- ARGV     1 hour's start_ms  2 its end_ms  3 day's start_ms  4 its end_ms
---          then per call: id, usd (nano), tokens, requests, hold_ms, state (open|sent), gate to shut on a breach that pauses
---          ('' for none), meta (JSON for the ledger), how many counters, then per counter: field (window|scope), limit name
+--          then per call: id, usd (nano), tokens, requests, hold_ms, state (open|sent|probe), gate to shut on a breach that pauses
+--          ('' for none), meta (JSON for the ledger), key of the answers in which its own may be recorded already (9 = first,
+--          '' for none), under which step, a rate ('' for none), its calls per window, its tokens per window, its window_ms,
+--          tokens of this call there, how many counters, then per counter: field (window|scope), limit name
 -- Returns  one answer per call: {'reserved'}   {'again', state}: this id was reserved before
+--          {'granted'}: a probe would be reserved; nothing is held
+--          {'answered', answer}: it was paid for before; nothing is held
 --          {'window', now_ms}: the caller's clock is off; it asks again with the windows of this time
 --          {'exceeded', scope, window, unit, needed, settled, held, limit, breach, resumes_ms}
+--          {'wait', ms}: there is the money, but it is not its turn under the rate; nothing is held, nothing counted
 local EXPIRE_LIMIT = 20
 
 local function first_breach(context, rows, amounts)
@@ -39,25 +44,36 @@ local function refuse(context, found, amounts, windows, who)
   return { 'exceeded', scope, letter, unit, needed, whole(settled), whole(held), most, found.breach, resumes_ms }
 end
 
+local FACTS = 16 -- arguments of a call before its counters
+
 local function reserve_one(context, argv, at, n, windows)
-  local id = argv[at]
+  local id, answers, rate = argv[at], argv[at + 8], argv[at + 10]
   local known = read_reservation(redis.call('HGET', context.reservations, id))
   if known then return { 'again', known.state } end -- guard: reserve_again
+  local answer = answers ~= '' and redis.call('HGET', context.keys[tonumber(answers)], argv[at + 9])
+  if answer then return { 'answered', answer } end -- guard: reserve_answered
   local amounts = { tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3]) }
-  local rows = { fields = {}, limits = {} }
+  local rows, first = { fields = {}, limits = {} }, at + FACTS
   for i = 1, n do
-    rows.fields[i], rows.limits[i] = argv[at + 7 + 2 * i], argv[at + 8 + 2 * i]
+    rows.fields[i], rows.limits[i] = argv[first + 2 * i - 2], argv[first + 2 * i - 1]
   end
   rows.counters = counters_of(context, rows.fields)
   local found = first_breach(context, rows, amounts)
   if found then return refuse(context, found, amounts, windows, argv[at + 6]) end
+  if argv[at + 5] == 'probe' then return { 'granted' } end -- guard: reserve_probe
+  if rate ~= '' then
+    local wait_ms, counted = turn(redis.call('HGET', context.keys[8], rate), context.now_ms, tonumber(argv[at + 11]),
+      tonumber(argv[at + 12]), tonumber(argv[at + 14]), tonumber(argv[at + 13]))
+    if wait_ms then return { 'wait', whole(wait_ms) } end -- guard: reserve_turn
+    redis.call('HSET', context.keys[8], rate, counted)
+  end
   for _, counter in ipairs(rows.counters) do
     for unit = 1, 3 do counter[2 * unit] = counter[2 * unit] + amounts[unit] end
   end
   touch(context, rows.fields)
   keep_reservation(context, id, {
     state = argv[at + 5], usd = amounts[1], tokens = amounts[2], requests = amounts[3],
-    rows = table.concat(argv, ' ', at + 9, at + 8 + 2 * n), meta = argv[at + 7],
+    rows = table.concat(argv, ' ', first, first + 2 * n - 1), meta = argv[at + 7],
   }, context.now_ms + tonumber(argv[at + 4]))
   return { 'reserved' }
 end
@@ -70,9 +86,9 @@ local function reserve(keys, argv)
   expire(context, EXPIRE_LIMIT)
   local at = 5
   while at <= #argv do
-    local n = tonumber(argv[at + 8])
+    local n = tonumber(argv[at + FACTS - 1])
     answers[#answers + 1] = fits and reserve_one(context, argv, at, n, argv) or { 'window', whole(now_ms) } -- guard: reserve_window
-    at = at + 9 + 2 * n
+    at = at + FACTS + 2 * n
   end
   finish_money(context)
   return answers

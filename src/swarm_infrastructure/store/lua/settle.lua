@@ -1,9 +1,9 @@
 -- settle: how calls went on: sent, settled, or released because they were never sent. Each once; also when Redis is out of memory.
--- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  then answers of items
+-- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  then answers of items
 -- ARGV     per step: its name, how many arguments, then those:
 --          sent      id, hold_ms: for how long the holder is believed to live from now on
 --          released  id, keep_ms: how long a repeat is recognised
---          settled   id, usd (nano), tokens, requests, keep_ms, more (JSON for the ledger), key of answers (8 = first, '' none), step,
+--          settled   id, usd (nano), tokens, requests, keep_ms, more (JSON for the ledger), key of answers (9 = first, '' none), step,
 --                    answer, answer's ttl_ms, meta, then per counter for a call that nothing was reserved for: field, limit name
 -- Returns  one answer per step: {'sent'}  {'released'}  {'settled', per alert: field, threshold, settled, limit}
 --          {'again'}: it was settled before   {'ended', state}: it has ended otherwise; nothing changed   {'missing'}
