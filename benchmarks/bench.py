@@ -294,7 +294,10 @@ def show(middle: dict[str, Any], backlogs: list[int]) -> None:
         ("metered calls/s, 50 callers", "calls"),
     ):
         table.add_row(title, f"{money[f'{name}_per_s']:,.0f}", f"{money[f'{name}_redis_us']:.1f}")
-    table.add_row("µs added to a model call, one caller", f"{1e6 / money['call_alone_per_s']:,.0f}")
+    table.add_row(
+        "µs added to a model call (record, turn, reserve; settle), one caller",
+        f"{1e6 / money['call_alone_per_s']:,.0f}",
+    )
     table.add_row("bytes per waiting item", f"{middle['bytes_waiting']:,.0f}")
     table.add_row("bytes per completed item", f"{middle['bytes_completed']:,.0f}")
     Console().print(table)

@@ -1,7 +1,7 @@
 """Spenders that the fault tests hurt: many tasks that ask a model for answers until some budget has nothing left. They begin
 with SIGUSR1.
 
-``--stop-at after_reserve|after_mark_sent|after_reply``: one call, which stands still there; SIGUSR1 lets it go on, SIGTERM
+``--stop-at after_begin|after_reserve|after_mark_sent|after_reply``: one call, which stands still there; SIGUSR1 lets it go on, SIGTERM
 cancels it.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ledger import Ledger
 
-from swarm_infrastructure.cost_manager import CostManager, Prices
+from swarm_infrastructure.cost_manager import CostManager, MeteredCall, Prices
 from swarm_infrastructure.cost_manager.budgets import Spender
 from swarm_infrastructure.errors import BudgetExceededError, ModelUnavailableError
 from swarm_infrastructure.keys import BoardKeys
@@ -63,8 +63,13 @@ class Spending:
                 pass
 
     async def call(self, spender: Spender) -> None:
-        call = await self.costs.reserve(spender, MODEL, input_tokens=0, max_output_tokens=MOST_TOKENS, wait_s=0.5)
+        call = await self.costs.begin(
+            spender, MODEL, input_tokens=0, max_output_tokens=MOST_TOKENS, wait_s=0.5,
+            hold_s=HOLD_S if self.stop_at == "after_begin" else None,
+        )  # fmt: skip
+        assert isinstance(call, MeteredCall)
         async with call:
+            await self.at("after_begin", call.reservation.id)
             await self.at("after_reserve", call.reservation.id)
             await call.send(hold_s=HOLD_S)
             await self.at("after_mark_sent", call.reservation.id)
