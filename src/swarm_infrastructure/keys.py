@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from .errors import InvalidInputError
 
-__all__ = ["BoardKeys", "LaneKeys", "check_id", "check_name", "lane_name"]
+__all__ = ["BoardKeys", "BusKeys", "LaneKeys", "TopicKeys", "check_id", "check_name", "lane_name"]
 
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+~-]{0,127}")
@@ -111,3 +111,53 @@ class BoardKeys:
             keys = LaneKeys(name, f"{prefix}lane:{name}", f"{prefix}timed:{name}", f"{prefix}bell:{name}")
             self._lanes[name] = keys
         return keys
+
+
+class BusKeys:
+    """The keys of a namespace's bus: ``swarm:{namespace:bus}:…``, on one slot, so that one function can end a message and
+    publish what came of it."""
+
+    def __init__(self, namespace: str) -> None:
+        prefix = self.prefix = f"swarm:{{{namespace}:bus}}:"
+        self.rules = prefix + "bus"  #: hash: what holds for the whole bus; a test's clock offset
+        self.numbers = prefix + "numbers"  #: hash: channel → number of its newest message
+        self.types = prefix + "types"  #: set: types that have a history
+        self.topics = prefix + "topics"  #: hash: topic → its settings (JSON)
+        self.timers = prefix + "timers"  #: hash: timer → its last and next tick (ms) and what it is
+        self.schemas = prefix + "schemas"  #: hash: subject → its versions (JSON)
+
+    def channel(self, name: str) -> str:
+        """The Redis channel behind a channel of ours."""
+        return f"{self.prefix}channel:{name}"
+
+    def history(self, msg_type: str) -> str:
+        """Stream: the newest messages of a type."""
+        return f"{self.prefix}history:{msg_type}"
+
+    def requests(self, service: str) -> str:
+        """List: calls of a service that nobody has taken yet."""
+        return f"{self.prefix}rpc:{service}"
+
+    def topic(self, name: str) -> TopicKeys:
+        """The keys of a topic."""
+        return TopicKeys(f"{self.prefix}topic:{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicKeys:
+    """The keys of one topic."""
+
+    prefix: str
+
+    def partition(self, number: int) -> str:
+        """Stream: the messages of a partition, oldest first."""
+        return f"{self.prefix}:{number}"
+
+    def group(self, name: str) -> str:
+        """Hash: who holds which partition for a group, and how it stands there."""
+        return f"{self.prefix}:group:{name}"
+
+    @property
+    def dead(self) -> str:
+        """Stream: messages that could not be processed, with the reason."""
+        return f"{self.prefix}:dead"
