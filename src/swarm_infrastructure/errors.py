@@ -18,9 +18,11 @@
     │   ├── LockNotAcquiredError
     │   ├── BudgetExceededError        a budget has less left than a call would cost
     │   ├── UnknownPriceError          no price is known for a model, so no call is made
+    │   ├── RPCFailedError             whoever was called refused or failed
     │   └── ModelError                 a model or its provider said no, or answered what can't be used
     └── UnavailableError               a service did not answer: a retry may help
         ├── StoreUnavailableError
+        ├── RPCTimeoutError            nobody answered a call in time
         └── ModelUnavailableError      a provider is overloaded, slow or cut off
             └── RateLimitedError       … or asked us to slow down
 
@@ -47,6 +49,9 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelUnavailableError",
+    "RPCError",
+    "RPCFailedError",
+    "RPCTimeoutError",
     "RateLimitedError",
     "RefusedError",
     "SectionFullError",
@@ -314,3 +319,25 @@ class ModelUnavailableError(UnavailableError):
 
 class RateLimitedError(ModelUnavailableError):
     """The provider, or our own limiter, asks to slow down."""
+
+
+class RPCError(SwarmError):
+    """A call of a service brought no result: see its two kinds."""
+
+
+class RPCFailedError(RPCError, RefusedError):
+    """Whoever was called refused, or failed."""
+
+    def __init__(self, service: str, method: str, why: str) -> None:
+        self.service, self.method, self.why = service, method, why
+        super().__init__(f"call of {service} {method!r}: {why}")
+
+
+class RPCTimeoutError(RPCError, UnavailableError):
+    """Nobody answered a call in time. It may have been executed."""
+
+    def __init__(self, service: str, method: str, timeout_s: float) -> None:
+        self.service, self.method, self.timeout_s = service, method, timeout_s
+        super().__init__(
+            f"call of {service} {method!r}: no answer within {timeout_s:g} s; is a process running that serves {service}?"
+        )

@@ -79,6 +79,7 @@ class BoardKeys:
         self.receipts = prefix + "receipts"  #: hash: agent → its last claim call and what it got
         self.tallies = prefix + "tallies"  #: hash: agent|ending → how many claims ended so
         self.agents = prefix + "agents"  #: hash: agent → its description (JSON)
+        self.orders = prefix + "orders"  #: hash: agent → what it was told to do (drain, shutdown) and has not done yet
         self.beats = prefix + "beats"  #: zset: agents by their last heartbeat (ms)
         self.bands = prefix + "bands"  #: hash: signature band → ids of texts that show it
         self.sketched = prefix + "sketched"  #: hash: id → its place among the texts laid down
@@ -120,7 +121,7 @@ class BusKeys:
     def __init__(self, namespace: str) -> None:
         prefix = self.prefix = f"swarm:{{{namespace}:bus}}:"
         self.rules = prefix + "bus"  #: hash: what holds for the whole bus; a test's clock offset
-        self.numbers = prefix + "numbers"  #: hash: channel → number of its newest message
+        self.numbers = prefix + "numbers"  #: hash: Redis channel → number of its newest message
         self.types = prefix + "types"  #: set: types that have a history
         self.topics = prefix + "topics"  #: hash: topic → its settings (JSON)
         self.timers = prefix + "timers"  #: hash: timer → its last and next tick (ms) and what it is

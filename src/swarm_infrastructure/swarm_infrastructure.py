@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from random import Random
@@ -19,11 +20,13 @@ import structlog
 from .blackboard import NEWS, Blackboard, Board, Claim, Place
 from .blackboard.leases import Lease
 from .config import Settings
-from .cost_manager import AgentBudget, Budget, CostManager, LLMTier, Prices, TierTable
+from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Prices, TierTable
+from .cost_manager.money import to_dollars
 from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
 from .failure_recovery import RetryPolicy, backoff_s
 from .llm import LLMClient
+from .message_bus import Controls, Hub, Message, MessageBus, MessageType, TaskQueues
 from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
@@ -73,6 +76,9 @@ class SwarmInfrastructure:
         self._stack = AsyncExitStack()
         self._blackboard: Blackboard | None = None
         self._cost_manager: CostManager | None = None
+        self._hub: Hub | None = None
+        self._queues: TaskQueues | None = None
+        self._message_bus: MessageBus | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
         self._random = Random()
 
@@ -89,6 +95,24 @@ class SwarmInfrastructure:
         if self._cost_manager is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return self._cost_manager
+
+    @property
+    def message_bus(self) -> MessageBus:
+        """The bus as this process has it; there once connected. It listens once it is started: ``await bus.start()``."""
+        if self._message_bus is None:
+            self._message_bus = self.bus_of(f"process-{secrets.token_hex(4)}")
+        return self._message_bus
+
+    def bus_of(self, agent_id: str, role: str = "") -> MessageBus:
+        """The bus as an agent has it, not yet started."""
+        if self._hub is None or self._queues is None:
+            raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
+        return MessageBus(self._hub, self._queues, agent_id, role=role)
+
+    @property
+    def controls(self) -> Controls:
+        """Pause, resume, drain, shut down or stop agents; there once connected."""
+        return Controls(self.blackboard, self.message_bus.broadcast, sender=self.message_bus.agent_id)
 
     async def connect(self) -> Self:
         """Find or start Redis, check it, open the board."""
@@ -116,6 +140,10 @@ class SwarmInfrastructure:
                     dead_after_s=settings.dead_after_s,
                 )
             )
+            self._hub = Hub(store, settings.namespace)
+            self._stack.push_async_callback(self._hub.close)
+            self._queues = TaskQueues(store, settings.namespace)
+            self._stack.push_async_callback(self._queues.close)
             self._cost_manager = CostManager.of(
                 self._blackboard,
                 prices=self._prices or Prices(settings.prices_path, settings.unknown_price or "deny"),
@@ -123,6 +151,7 @@ class SwarmInfrastructure:
                 tz=settings.budget_tz,
                 enable_alerts=settings.enable_cost_alerts,
             )
+            self._cost_manager.register_alert_handler(self._tell_of_alert)
             budget = self._budget
             if budget is None and settings.global_daily_budget is not None:
                 budget = Budget(daily_limit=settings.global_daily_budget)
@@ -136,9 +165,24 @@ class SwarmInfrastructure:
 
     async def disconnect(self) -> None:
         """Close everything; the private Redis stops with its last user."""
+        if self._message_bus is not None:
+            await self._message_bus.stop()
         await self._stack.aclose()
         self._blackboard = self._cost_manager = None
+        self._hub = self._queues = self._message_bus = None
         self._clients.clear()
+
+    async def _tell_of_alert(self, alert: Alert) -> None:
+        payload = {
+            "scope": alert.scope, "window": alert.window, "threshold": alert.threshold,
+            "spent": float(to_dollars(alert.spent)), "limit": float(to_dollars(alert.limit)),
+        }  # fmt: skip
+        try:
+            await self.message_bus.broadcast(
+                Message.create(MessageType.BUDGET_ALERT, self.message_bus.agent_id, payload=payload)
+            )
+        except UnavailableError as error:
+            log.warning("an alert was not told", why=str(error))  # it stands in the ledger
 
     async def revive(self) -> None:
         """Start the private Redis again if it died. Nothing to do for a Redis of somebody else's."""

@@ -1,8 +1,8 @@
 """Spenders that the fault tests hurt: many tasks that ask a model for answers until some budget has nothing left. They begin
 with SIGUSR1.
 
-``--stop-at after_begin|after_reserve|after_mark_sent|after_reply``: one call, which stands still there; SIGUSR1 lets it go on, SIGTERM
-cancels it.
+``--stop-at after_begin|after_reserve|after_mark_sent|after_reply``: one call, which stands still there; SIGUSR1 lets it go
+on, SIGTERM cancels it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -102,10 +103,13 @@ async def in_time(waiting: Awaitable[Any], timeout_s: float = 5.0) -> Any:
     return await asyncio.wait_for(waiting, timeout_s)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
-    """Wait for something that nobody announces."""
+async def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
+    """Wait for something that nobody announces; *condition* may be a coroutine function."""
     async with asyncio.timeout(timeout_s):
-        while not await condition():
+        while True:
+            answer = condition()
+            if await answer if inspect.isawaitable(answer) else answer:
+                return
             await asyncio.sleep(0.005)
 
 

@@ -91,7 +91,8 @@ async def test_heartbeats_of_many_agents_travel_together_and_each_learns_of_its_
     await board.agents.pause("agent:w3", reason="odd")
     tape = Tape(board.store)
 
-    gates = await board.agents.beat_all([("w1", "writer", {}), ("w2", "scout", {}), ("w3", "scout", {"x": 1})])
+    told = await board.agents.beat_all([("w1", "writer", {}), ("w2", "scout", {}), ("w3", "scout", {"x": 1})])
+    gates = [gate for gate, _ in told]
 
     assert gates == ["no budget", "", "odd"]
     assert tape.count("heartbeat") == 1

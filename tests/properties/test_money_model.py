@@ -102,7 +102,8 @@ class MoneyMachine(Machine):
         assert counters == wanted, f"the counters are\n    {counters}\n  the model has\n    {wanted}"
         assert all(number >= 0 for row in counters.values() for number in row)
         model.open_gates()  # time alone opens some
-        shut = await self.blackboard.agents.beat_all([(agent, role, None) for agent, role in AGENTS.items()])
+        told = await self.blackboard.agents.beat_all([(agent, role, None) for agent, role in AGENTS.items()])
+        shut = [gate for gate, _ in told]
         found = {agent: bool(gate) for agent, gate in zip(AGENTS, shut, strict=True)}
         still = {agent: model.stands_still(agent, role) for agent, role in AGENTS.items()}
         assert found == still, f"gates: {dict(zip(AGENTS, shut, strict=True))}, the model has {model.gates}"

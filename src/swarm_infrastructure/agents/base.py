@@ -30,6 +30,7 @@ from ..keys import check_id, check_name
 from .work import Outcome, Work
 
 if TYPE_CHECKING:
+    from ..message_bus import MessageBus
     from ..swarm_infrastructure import SwarmInfrastructure
     from .runner import Runner
 
@@ -95,6 +96,7 @@ class BaseAgent:
             self.capabilities = tuple(str(tag) for tag in capabilities)  # type: ignore[misc]
         self._swarm = swarm
         self._runner: Runner | None = None
+        self._bus: MessageBus | None = None
 
     @property
     def swarm(self) -> SwarmInfrastructure:
@@ -102,6 +104,13 @@ class BaseAgent:
         if self._swarm is None:
             raise SwarmError(f"agent {self.agent_id!r} is in no swarm; pass swarm=, or run it in a Swarm")
         return self._swarm
+
+    @property
+    def bus(self) -> MessageBus:
+        """The bus as this agent has it: it hears broadcasts, its tier and what is told to it. Register handlers in `setup`."""
+        if self._bus is None:
+            self._bus = self.swarm.bus_of(self.agent_id, self.role)
+        return self._bus
 
     # -- to override ------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Runner:
         self._stopped: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
-        self._draining = False
+        self._draining = self._handing_back = self._left = False
         self._short_of_money = False  # said once, until something succeeds again
         self.status = "idle"  #: idle, working or error
         self.finished = 0  #: items that left its hands
@@ -74,6 +74,7 @@ class Runner:
             if agent.budget is not None:
                 await self._swarm.cost_manager.ledger.declare(Budget(scope=f"role:{agent.role}", **agent.budget))
             await self._swarm.register_agent(agent.agent_id, agent.role, agent.capabilities)
+            await agent.bus.start()
             await agent.setup()
         except BaseException:
             serve.close()
@@ -91,6 +92,8 @@ class Runner:
 
     async def stop(self, *, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Stop claiming, let handlers finish (or until *hurry*), hand back the rest, unregister: all within *grace_s*."""
+        if self._left:
+            return
         grace_s -= min(LEAVING_S, grace_s / 5)
         self.stop_claiming()
         if self._task is not None and self.agent.cycles_by_hand():
@@ -105,9 +108,21 @@ class Runner:
         await asyncio.gather(*rest, return_exceptions=True)
         try:
             await self.agent.teardown()
+            await self.agent.bus.stop()
             await self._swarm.unregister_agent(self.agent.agent_id)
+            self._left = True
         except UnavailableError as error:
             log.warning("left without a word: the store is away", agent=self.agent.agent_id, why=str(error))
+
+    async def hand_back_all(self) -> None:
+        """Hand back what is in hand, at once, and go on: with claims, as far as the gates allow."""
+        self._handing_back = True
+        hands = list(self._hands)
+        for task in hands:
+            task.cancel()
+        await asyncio.gather(*hands, return_exceptions=True)
+        await self._hand_back_tasks()
+        self._handing_back = False
 
     async def wait(self) -> None:
         """Wait until the runner ends by itself: it does so only if something is wrong that a retry can't mend."""
@@ -238,7 +253,7 @@ class Runner:
         await self._finish(work, outcome)
 
     def _draining_now(self) -> bool:
-        return self._draining or self._stopping.is_set()
+        return self._draining or self._handing_back or self._stopping.is_set()
 
     async def _finish(self, work: Work, outcome: Outcome) -> None:
         while not work.lost:

@@ -17,8 +17,10 @@ from typing import IO
 
 import structlog
 
+from ..blackboard.registry import Order
 from ..blackboard.sweeper import Sweeper
 from ..errors import RefusedError, SwarmError, UnavailableError
+from ..message_bus import Message, MessageType
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .runner import Runner
@@ -26,6 +28,7 @@ from .runner import Runner
 __all__ = ["Worker"]
 
 log = structlog.get_logger(__name__)
+NO_HURRY_S = 366 * 86400.0  # a drained agent finishes what it has in hand, however long that takes
 
 
 class Worker:
@@ -43,7 +46,9 @@ class Worker:
         self._swarm = swarm
         self.runners = [Runner(agent, swarm) for agent in agents]
         self._random = random or Random()
+        self._leaving: dict[Runner, asyncio.Task[None]] = {}  # who was ordered to leave
         self._told = asyncio.Event()
+        self._look = asyncio.Event()  # there may be orders
         self._hurry = asyncio.Event()
 
     def tell_to_stop(self) -> None:
@@ -71,10 +76,13 @@ class Worker:
                 await runner.start()
             await sweeper.start()
             runs = [asyncio.create_task(runner.wait()) for runner in self.runners]
-            await asyncio.wait({told, *runs}, return_when=asyncio.FIRST_COMPLETED)
-            for run in runs:
-                if run.done():
-                    run.result()  # a runner ends by itself only with an error
+            await self._listen()
+            left = set(runs)
+            while left and not told.done():
+                done, _ = await asyncio.wait({told, *left}, return_when=asyncio.FIRST_COMPLETED)
+                for run in done & left:
+                    run.result()  # a runner ends with an error, or because it was ordered to
+                left -= done
         finally:
             await sweeper.stop()
             await self._drain()
@@ -92,15 +100,45 @@ class Worker:
             log.info("finishing what is in hand", items=held, grace_s=grace_s)
         for runner in self.runners:
             runner.stop_claiming()
+        for task in self._leaving.values():
+            task.cancel()  # from here on the grace counts for them too
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
         await asyncio.gather(*(runner.stop(grace_s=grace_s, hurry=self._hurry) for runner in self.runners))
+
+    # -- controls ---------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Hear of orders when they are given, not with the next heartbeat."""
+        bus = self._swarm.message_bus
+        for msg_type in (MessageType.DRAIN, MessageType.SHUTDOWN):
+            bus.on(msg_type, lambda _message: self._look.set())
+        bus.on(MessageType.EMERGENCY, self._stop_everything)
+        await bus.start()
+
+    async def _stop_everything(self, message: Message) -> None:
+        log.error("emergency stop", sender=message.sender, reason=(message.payload or {}).get("reason"))
+        await asyncio.gather(*(runner.hand_back_all() for runner in self.runners))
+
+    def _obey(self, runner: Runner, order: str) -> None:
+        if not order or runner in self._leaving:
+            return
+        grace_s = self._swarm.settings.shutdown_grace_s if order == Order.SHUTDOWN else NO_HURRY_S
+        log.info("leaving, as ordered", agent=runner.agent.agent_id, order=order)
+        leaving = runner.stop(grace_s=grace_s, hurry=self._hurry)
+        self._leaving[runner] = asyncio.create_task(leaving, name=f"{runner.agent.agent_id} leaves")
 
     async def _beat_forever(self) -> None:
         registry, settings = self._swarm.blackboard.agents, self._swarm.settings
         told: dict[str, str] = {}
         while True:
-            await asyncio.sleep(settings.heartbeat_s * (0.75 + self._random.random() / 4))
-            rows = []
-            for runner in self.runners:
+            try:
+                async with asyncio.timeout(settings.heartbeat_s * (0.75 + self._random.random() / 4)):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            rows, here = [], [runner for runner in self.runners if runner not in self._leaving]
+            for runner in here:
                 agent = runner.agent
                 facts = None
                 if told.get(agent.agent_id) != runner.status:
@@ -111,7 +149,8 @@ class Worker:
                     told[agent.agent_id] = runner.status
                 rows.append((agent.agent_id, agent.role, facts))
             try:
-                await registry.beat_all(rows)
+                for runner, (_, order) in zip(here, await registry.beat_all(rows), strict=True):
+                    self._obey(runner, order)
             except UnavailableError as error:
                 log.warning("no heartbeat", why=str(error))
                 await self._revive()

@@ -23,7 +23,14 @@ from .items import Item, clean_text, dump_json
 if TYPE_CHECKING:
     from .blackboard import Blackboard
 
-__all__ = ["AgentRegistry", "AgentState", "AgentStatus"]
+__all__ = ["AgentRegistry", "AgentState", "AgentStatus", "Order"]
+
+
+class Order(StrEnum):
+    """What an agent can be told to do once (a gate stands until it is opened)."""
+
+    DRAIN = "drain"  #: claim no more, finish what is in hand, leave
+    SHUTDOWN = "shutdown"  #: the same within the grace; the rest is handed back
 
 
 class AgentStatus(StrEnum):
@@ -79,7 +86,10 @@ class AgentRegistry:
         check_id("agent id", agent_id)
         keys = self._keys
         await self._store.commands(
-            ("HDEL", keys.agents, agent_id), ("ZREM", keys.beats, agent_id), ("HDEL", keys.receipts, agent_id)
+            ("HDEL", keys.agents, agent_id),
+            ("ZREM", keys.beats, agent_id),
+            ("HDEL", keys.receipts, agent_id),
+            ("HDEL", keys.orders, agent_id),
         )
 
     async def forget_dead(self, after_s: float) -> int:
@@ -98,21 +108,23 @@ class AgentRegistry:
             raise ItemNotFoundError(agent_id, f"{self._blackboard.board.name} (agents)")
         await self.beat_all([(agent_id, orjson.loads(text)["role"], None)])
 
-    async def beat_all(self, agents: Sequence[tuple[str, str, dict[str, Any] | None]]) -> Sequence[str]:
+    async def beat_all(self, agents: Sequence[tuple[str, str, dict[str, Any] | None]]) -> Sequence[tuple[str, str]]:
         """Say that these agents (id, role, what changed in its description) live, in one call.
 
         Returns:
-            For each the gate that is shut for it, or "".
+            For each the gate that is shut for it, or "", and its order (see `order`), or "".
         """
         args: list[Any] = []
         for agent_id, role, facts in agents:
             check_id("agent id", agent_id)
             check_name("role", role)
             args += (agent_id, role, _description(agent_id, role, facts) if facts is not None else b"")
+        keys = self._keys
         answer = await self._store.call(
-            "heartbeat", [self._keys.rules, self._keys.agents, self._keys.beats, self._keys.gates], args
+            "heartbeat", [keys.rules, keys.agents, keys.beats, keys.gates, keys.orders], args
         )
-        return [gate.decode() for gate in answer[1:]]
+        gates, orders = answer[1 : len(agents) + 1], answer[len(agents) + 1 :]
+        return [(gate.decode(), order.decode()) for gate, order in zip(gates, orders, strict=True)]
 
     async def update(self, agent_id: str, **facts: Any) -> None:
         """Change what is known of an agent (``status``, ``role``, ``capabilities`` or anything else)."""
@@ -216,6 +228,35 @@ class AgentRegistry:
         """Every gate that is shut, and why."""
         rows = await self._store.command("HGETALL", self._keys.gates)
         return {name.decode(): gate_text(why.decode()) for name, why in _pairs(rows)}
+
+    async def order(self, what: Order | str, who: str = "*") -> Sequence[str]:
+        """Tell agents to leave. It is written down, so it reaches them with their next heartbeat at the latest; agents
+        that come later are not meant.
+
+        Args:
+            what: ``drain``: claim no more, finish what is in hand, leave. ``shutdown``: the same within the grace, and
+                hand back the rest.
+            who: ``agent:ID``, ``role:ROLE`` or ``*`` (all).
+
+        Returns:
+            Who was told.
+        """
+        try:
+            what = Order(what)
+        except ValueError as error:
+            raise InvalidInputError("order", found=what, needed=f"one of {', '.join(Order)}") from error
+        kind, _, name = _gate(who).partition(":")
+        rows = _pairs(await self._store.command("HGETALL", self._keys.agents))
+        roles = {agent_id.decode(): str(orjson.loads(text).get("role", "")) for agent_id, text in rows}
+        told = sorted(
+            agent_id
+            for agent_id, role in roles.items()
+            if who == "*" or name == (agent_id if kind == "agent" else role)
+        )
+        if told:
+            args = [part for agent_id in told for part in (agent_id, str(what))]
+            await self._store.command("HSET", self._keys.orders, *args)
+        return told
 
     async def revoke(self, agent_id: str, *, agent: str = "", reason: str = "revoked") -> int:
         """Stop an agent for good and take its claims away: they are offered again, and whatever it writes is refused.

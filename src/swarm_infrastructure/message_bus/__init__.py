@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from .messages import Message, MessageType, TaskMessage
+from .bus import MessageBus
+from .channels import Channels
+from .controls import Controls
+from .hub import Gap, Hub
+from .messages import MAX_MESSAGE_BYTES, Message, MessageType, TaskMessage
+from .task_queues import TaskQueues
 
-__all__ = ["Message", "MessageType", "TaskMessage"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "Channels",
+    "Controls",
+    "Gap",
+    "Hub",
+    "Message",
+    "MessageBus",
+    "MessageType",
+    "TaskMessage",
+    "TaskQueues",
+]

@@ -6,7 +6,6 @@ newer one wrote; what it can't read at all, it refuses with an error that names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -87,9 +86,19 @@ class _Envelope(BaseModel):
             InvalidInputError: it is none; the message names the field.
         """
         try:
-            return cls.model_validate(orjson.loads(text))
+            return cls.from_data(orjson.loads(text))
         except orjson.JSONDecodeError as error:
             raise InvalidInputError(cls.__name__, found=f"no JSON ({error})", needed="a JSON object") from error
+
+    @classmethod
+    def from_data(cls, data: Any) -> Self:
+        """Read what `to_json` wrote, parsed already.
+
+        Raises:
+            InvalidInputError: it is none; the message names the field.
+        """
+        try:
+            return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -206,8 +215,3 @@ class TaskMessage(_Envelope):
     def name(self) -> str:
         """Its id."""
         return self.task_id
-
-
-def payload_of(body: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    """A model or mapping as JSON data."""
-    return body.model_dump(mode="json") if isinstance(body, BaseModel) else dict(body)

@@ -32,6 +32,7 @@ from ..errors import (
     StoreUnavailableError,
 )
 from .library import PREFIX, Library, shipped
+from .subscription import Subscription
 
 __all__ = ["Store", "without_password"]
 
@@ -136,6 +137,9 @@ class Store:
 
     def _client(self, *, max_connections: int = CONNECTIONS) -> Redis:
         # protocol= is left alone: naming it changes the shape of redis-py's answers
+        return Redis.from_pool(self._pool(max_connections=max_connections))
+
+    def _pool(self, **options: Any) -> ConnectionPool:
         try:
             pool = ConnectionPool.from_url(
                 self.url,
@@ -144,10 +148,10 @@ class Store:
                 retry=Retry(NoBackoff(), 0),
                 retry_on_error=[],
                 health_check_interval=0,
-                max_connections=max_connections,
+                **options,
             )
             pool.connection_class = _CONNECTIONS[pool.connection_class]
-            return Redis.from_pool(pool)
+            return pool
         except ValueError as error:
             raise ConfigurationError(
                 f"REDIS_URL: found {self.shown!r}, needed redis://, rediss:// or unix:// ({error}); correct it"
@@ -221,7 +225,7 @@ class Store:
         except refused.ResponseError as error:
             raise self._explain(str(parts[0]), error) from error
 
-    async def commands(self, *many: Sequence[str | bytes | int | float]) -> list[Any]:
+    async def commands(self, *many: Sequence[str | bytes | int | float], once: bool = False) -> list[Any]:
         """Send plain commands in one round trip, as one transaction: nothing happens in between.
 
         Redis 7 refuses any transaction when it is out of memory, one that only reads too; then they go one by one.
@@ -236,12 +240,25 @@ class Store:
 
         try:
             try:
-                return await self._insist(send)
+                return await self._insist(send, once=once)
             except refused.OutOfMemoryError:
                 together = False
-                return await self._insist(send)
+                return await self._insist(send, once=once)
         except refused.ResponseError as error:
             raise self._explain(str(many[0][0]), error) from error
+
+    def subscription(
+        self,
+        *,
+        on_message: Callable[[bytes, bytes], None],
+        on_numbers: Callable[[Sequence[bytes], Sequence[bytes | None]], None],
+        numbers: str,
+    ) -> Subscription:
+        """A connection of its own that listens to channels; see `Subscription`. Close it."""
+        return Subscription(
+            self._pool(protocol=3), self.shown, on_message=on_message, on_numbers=on_numbers, numbers=numbers,
+            random=self._random,
+        )  # fmt: skip
 
     async def wait_for_bell(self, bells: Sequence[str], timeout_s: float) -> str:
         """Block until one of the doorbells rings, at most *timeout_s*; which one it was, or "".
@@ -251,10 +268,21 @@ class Store:
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.
         """
+        rung = await self.pop(bells, timeout_s)
+        return "" if rung is None else rung[0]
+
+    async def pop(self, lists: Sequence[str], timeout_s: float) -> tuple[str, bytes] | None:
+        """Block until one of the lists has an entry, at most *timeout_s*, and take its first: which list, and the entry.
+
+        An entry is lost if the connection breaks while it is on its way: for hints, and for what its sender repeats.
+
+        Raises:
+            StoreUnavailableError: Redis is gone; wait before the next try.
+        """
         try:
             async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
-                rung: Any = await self._blocking.blpop(list(bells), timeout=max(timeout_s, 0.01))
-                return "" if rung is None else str(rung[0].decode())
+                found: Any = await self._blocking.blpop(list(lists), timeout=max(timeout_s, 0.01))
+                return None if found is None else (str(found[0].decode()), found[1])
         except (*_PASSING, TimeoutError) as error:
             if _is_fatal(error):
                 raise self._explain("BLPOP", error) from error

@@ -1,0 +1,260 @@
+"""MessageBus: what one agent says and hears.
+
+::
+
+    hub (one per process) → mailbox: urgent ─→ handlers, at once
+                                     normal ─→ handlers, one message after the other
+
+Messages are hints: quick, and lost where nobody listens. What must arrive goes to a topic or a work queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from ..blackboard import Priority
+from ..errors import InvalidInputError, SwarmError
+from ..telemetry import traceparent_of_work
+from .channels import Channels
+from .hub import Gap, Hub
+from .messages import Message, MessageType, TaskMessage
+from .rpc import Rpc, RpcHandler
+from .task_queues import TaskQueues
+
+__all__ = ["MessageBus"]
+
+log = structlog.get_logger(__name__)
+MAILBOX = 10_000  # messages that wait for their handlers; the oldest gives way
+EVERY = "*"
+
+Handler = Callable[[Message], Awaitable[Any] | Any]
+
+
+class MessageBus:
+    """The bus as one agent has it. Use it as ``async with``, or `start` and `stop` it.
+
+    Args:
+        hub: of this process.
+        queues: the work queues of the namespace.
+        agent_id: who speaks and listens.
+        role: hears what is told to its tier.
+        default_timeout: seconds that `call` waits for an answer.
+        mailbox: messages that wait for their handlers; when it is full the oldest normal one is dropped, and counted.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        queues: TaskQueues,
+        agent_id: str,
+        *,
+        role: str = "",
+        default_timeout: float = 30.0,
+        mailbox: int = MAILBOX,
+    ) -> None:
+        self.agent_id, self.role = agent_id, role
+        self.dropped = 0  #: messages for which the mailbox had no room
+        self.expired = 0  #: messages that came to their turn too late
+        self._hub, self._queues = hub, queues
+        self._rpc = Rpc(hub, agent_id, default_timeout_s=default_timeout)
+        self._handlers: dict[str, list[Handler]] = defaultdict(list)
+        self._normal: deque[tuple[str, bytes]] = deque()
+        self._urgent: deque[tuple[str, bytes]] = deque()
+        self._room = mailbox
+        self._came = {True: asyncio.Event(), False: asyncio.Event()}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unlisten: list[Callable[[], Any]] = []
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, *channels: str) -> None:
+        """Listen: to broadcasts, to the tiers of the role, to what is said to this agent, and to *channels*."""
+        if self._tasks:
+            return
+        own = [Channels.BROADCAST_CONTROL, Channels.BROADCAST_EMERGENCY, Channels.BROADCAST_ALL, *channels]
+        own.append(Channels.agent_channel(self.agent_id))
+        own += [Channels.tier_channel(tier) for tier in (Channels.tiers_of(self.role) if self.role else ())]
+        self._tasks = [
+            asyncio.create_task(self._handle(urgent), name=f"messages of {self.agent_id}") for urgent in (True, False)
+        ]
+        self._unlisten.append(await self._hub.listen(own, self._post))
+
+    async def stop(self) -> None:
+        """Stop listening; what is in the mailbox is dropped."""
+        for unlisten in self._unlisten:
+            await unlisten()
+        self._unlisten.clear()
+        await self._rpc.stop()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # -- saying -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, channel: str, message: Message) -> int:
+        """Tell *message* to whoever listens to *channel*. Returns how many processes do.
+
+        Raises:
+            InvalidInputError: the channel's name, or the message is too large.
+            StoreUnavailableError: Redis does not answer.
+        """
+        return await self._hub.publish(channel, message)
+
+    async def broadcast(self, message: Message, priority: int | None = None) -> int:
+        """Tell *message* to everybody; control and emergency on the channels that overtake all others."""
+        if priority is not None:
+            message = message.model_copy(update={"priority": priority})
+        if message.type == MessageType.EMERGENCY:
+            channel = Channels.BROADCAST_EMERGENCY
+        elif message.type.startswith("control.") or message.priority == Priority.CRITICAL:
+            channel = Channels.BROADCAST_CONTROL
+        else:
+            channel = Channels.BROADCAST_ALL
+        return await self._hub.publish(channel, message)
+
+    async def send_to_agent(self, agent_id: str, message: Message) -> bool:
+        """Tell *message* to one agent; False if no process listens for it."""
+        channel = Channels.agent_channel(agent_id)
+        return await self._hub.publish(channel, message.model_copy(update={"recipient": agent_id})) > 0
+
+    async def send_to_tier(self, tier: str, message: Message) -> int:
+        """Tell *message* to the agents of a tier or role. Returns how many processes listen."""
+        return await self._hub.publish(Channels.tier_channel(tier), message)
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+
+    def on(self, msg_type: MessageType | str, handler: Handler) -> Handler:
+        """Have *handler* called with each message of a type (``*``: of any). One that raises is logged, and stays."""
+        self._handlers[str(msg_type)].append(handler)
+        return handler
+
+    def off(self, msg_type: MessageType | str, handler: Handler | None = None) -> bool:
+        """Call *handler*, or any handler of this type, no more. False if there was none."""
+        handlers = self._handlers.get(str(msg_type), [])
+        if handler is None:
+            found, handlers[:] = bool(handlers), []
+            return found
+        if handler not in handlers:
+            return False
+        handlers.remove(handler)
+        return True
+
+    def on_gap(self, handler: Callable[[Gap], Any]) -> None:
+        """Have *handler* called when messages of this process were missed while its connection was down."""
+        self._hub.on_gap(handler)
+
+    async def get_message_history(self, msg_type: MessageType | str | None = None, count: int = 100) -> list[Message]:
+        """The newest messages of a type, or of all, newest first; a thousand of each type are kept."""
+        return await self._hub.history(str(msg_type) if msg_type else None, count)
+
+    # -- calling ----------------------------------------------------------------------------------------------------
+
+    async def call(self, service: str, method: str, params: Any = None, timeout: float | None = None) -> Any:
+        """Call *method* of a service, wherever it runs; one of its handlers answers.
+
+        Raises:
+            RPCTimeoutError: nobody answered in time; it may have been executed.
+            RPCFailedError: the handler refused or failed.
+        """
+        return await self._rpc.call(service, method, params, timeout)
+
+    async def register_rpc_handler(self, service: str, method: str, handler: RpcHandler) -> None:
+        """Answer calls of *method* with what *handler(params)* returns, as JSON data."""
+        await self._rpc.register(service, method, handler)
+
+    # -- work queues ------------------------------------------------------------------------------------------------
+
+    async def enqueue_task(self, queue: str, task: TaskMessage, priority: int | None = None) -> bool:
+        """Put a task into a work queue; False if its id is there already. See `TaskQueues`."""
+        return await self._queues.enqueue(queue, task, priority=priority)
+
+    async def dequeue_task(
+        self, queue: str, timeout: float = 5.0, *, lease_s: float | None = None
+    ) -> TaskMessage | None:
+        """Take the next task, or None if there is none within *timeout* seconds. End it with `complete_task` or
+        `fail_task`; left alone it comes back when its lease has ended."""
+        return await self._queues.dequeue(queue, self.agent_id, timeout_s=timeout, lease_s=lease_s)
+
+    async def complete_task(self, task: TaskMessage, result: Any = None) -> None:
+        """The task is done."""
+        await self._queues.complete(task, result)
+
+    async def fail_task(self, task: TaskMessage, error: str, *, retry_in_s: float | None = None) -> bool:
+        """The task failed: it is tried again (True), or was tried often enough and is set aside (False)."""
+        return await self._queues.fail(task, error, retry_in_s=retry_in_s)
+
+    async def extend_task(self, task: TaskMessage) -> None:
+        """Keep a task for another lease."""
+        await self._queues.extend(task)
+
+    async def get_queue_length(self, queue: str) -> int:
+        """Tasks that wait in a queue, with those that are delayed."""
+        return await self._queues.length(queue)
+
+    async def peek_queue(self, queue: str, count: int = 10) -> list[TaskMessage]:
+        """The next tasks of a queue, without taking them."""
+        return await self._queues.peek(queue, count)
+
+    # -- the mailbox ------------------------------------------------------------------------------------------------
+
+    def _post(self, channel: str, body: bytes) -> None:
+        urgent = channel in Channels.URGENT
+        box = self._urgent if urgent else self._normal
+        if not urgent and len(box) >= self._room:
+            box.popleft()
+            self.dropped += 1
+            if self.dropped == 1 or self.dropped % 10_000 == 0:
+                log.warning(
+                    "a mailbox is full; its oldest messages are dropped", agent=self.agent_id, dropped=self.dropped
+                )
+        box.append((channel, body))
+        self._came[urgent].set()
+
+    async def _handle(self, urgent: bool) -> None:
+        box, came = (self._urgent if urgent else self._normal), self._came[urgent]
+        while True:
+            if not box:
+                came.clear()
+                await came.wait()
+            channel, body = box.popleft()
+            try:
+                message = Message.from_json(body)
+            except InvalidInputError as error:
+                log.warning("a message can't be read", channel=channel, why=str(error))
+                continue
+            if message.is_expired():
+                self.expired += 1
+                continue
+            for handler in [*self._handlers.get(message.type, ()), *self._handlers.get(EVERY, ())]:
+                await self._hand_over(handler, message)
+            if not urgent:
+                await asyncio.sleep(0)  # what is urgent goes first
+
+    async def _hand_over(self, handler: Handler, message: Message) -> None:
+        traceparent_of_work.set(message.traceparent)
+        try:
+            answer = handler(message)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as error:  # the rim: a handler may raise anything
+            log.warning(
+                "a message handler failed", agent=self.agent_id, message=message.name, error=repr(error),
+                exc_info=not isinstance(error, SwarmError),
+            )  # fmt: skip

@@ -1,0 +1,215 @@
+"""The hub: what a process hears of pub/sub, on two connections however many agents it has, handed on within the process.
+
+Pub/sub is for hints: what is published while a connection is down is gone. Each message carries its number in its
+channel, so the hub counts exactly what it missed. Control and emergency have a connection of their own, for nothing
+overtakes anything within one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from ..errors import InvalidInputError
+from ..keys import BusKeys
+from ..store import Store
+from ..store.batches import Batches
+from .channels import Channels, check_channel
+from .messages import Message
+
+__all__ = ["Gap", "Hub"]
+
+log = structlog.get_logger(__name__)
+MOST_PER_CALL = 200
+HISTORY = 1000  # messages of each type that are kept
+
+Heard = Callable[[str, bytes], None]  #: channel and body
+
+
+class Gap(NamedTuple):
+    """Messages of a channel that this process has missed."""
+
+    channel: str
+    missed: int
+
+
+class Hub:
+    """Publishes and listens for one process.
+
+    Args:
+        store: the Redis that carries the bus.
+        namespace: whose messages these are.
+        history: messages of each type that are kept for `history`; 0 keeps none.
+    """
+
+    def __init__(self, store: Store, namespace: str, *, history: int = HISTORY) -> None:
+        self._store, self.keys, self._history = store, BusKeys(namespace), history
+        self._head = [self.keys.rules, self.keys.numbers, self.keys.types]
+        self._publishing = Batches("messages", self._publish, most=MOST_PER_CALL)
+        self._listeners: dict[str, dict[object, Heard]] = defaultdict(dict)
+        self._last: dict[bytes, int] = {}  # Redis channel → number of the newest message that we know of
+        self._names: dict[bytes, str] = {}
+        self.missed: dict[str, int] = {}  #: channel → messages that never came, since the start
+        self._gap_handlers: list[Callable[[Gap], Any]] = []
+        self._lines: dict[bool, Any] = {}  # urgent or not → its subscription, made when first needed
+
+    # -- publishing -------------------------------------------------------------------------------------------------
+
+    async def publish(self, channel: str, message: Message, *, history: bool = True) -> int:
+        """Tell *message* to whoever listens to *channel* now. Returns how many processes do.
+
+        What the tasks of this process publish in the same moment travels in one call.
+
+        Raises:
+            InvalidInputError: the channel's name, or the message is too large.
+            StoreUnavailableError: Redis does not answer.
+        """
+        check_channel(channel)
+        return await self._publishing.send((channel, message.to_json(), message.type, history))
+
+    async def _publish(self, batch: Sequence[tuple[str, bytes, str, bool]]) -> list[int]:
+        keys, args = list(self._head), list[Any]()
+        places: dict[str, int] = {}
+        for channel, body, msg_type, history in batch:
+            place: int | str = ""
+            if history and self._history:
+                place = places.get(msg_type, 0)
+                if not place:
+                    keys.append(self.keys.history(msg_type))
+                    place = places[msg_type] = len(keys)
+            args += (self.keys.channel(channel), body, msg_type, place, self._history)
+        return list(await self._store.call("publish", keys, args))
+
+    # -- calls: lists that one handler takes from -------------------------------------------------------------------
+
+    async def request(self, service: str, message: Message) -> None:
+        """Lay a call down for whoever serves *service*; it is gone when nobody has taken it before it expires."""
+        key = self.keys.requests(service)
+        await self._store.commands(
+            ("RPUSH", key, message.to_json()), ("PEXPIRE", key, max(1, round(message.ttl * 1000)), "NX"),
+            ("PEXPIRE", key, max(1, round(message.ttl * 1000)), "GT"), once=True,  # else it might be executed twice
+        )  # fmt: skip
+
+    async def next_request(self, services: Sequence[str], timeout_s: float) -> tuple[str, bytes] | None:
+        """Take the oldest call of one of the services; None if there is none within *timeout_s*."""
+        keys = {self.keys.requests(service): service for service in services}
+        found = await self._store.pop(list(keys), timeout_s)
+        return None if found is None else (keys[found[0]], found[1])
+
+    # -- history ----------------------------------------------------------------------------------------------------
+
+    async def history(self, msg_type: str | None = None, count: int = 100) -> list[Message]:
+        """The newest *count* messages of a type, or of all types, newest first."""
+        if count < 1:
+            raise InvalidInputError("count", found=count, needed="1 or more")
+        types = [str(msg_type)] if msg_type else [
+            each.decode() for each in await self._store.command("SMEMBERS", self.keys.types)
+        ]  # fmt: skip
+        if not types:
+            return []
+        found = await self._store.commands(
+            *(("XREVRANGE", self.keys.history(each), "+", "-", "COUNT", count) for each in types)
+        )
+        told = [(_stream_id(name), Message.from_json(_fields(row)[b"m"])) for rows in found for name, row in rows]
+        # by Redis' clock, and within one of its milliseconds by their senders'
+        told.sort(key=lambda each: (each[0][0], each[1].timestamp, each[0][1]), reverse=True)
+        return [message for _, message in told[:count]]
+
+    # -- listening --------------------------------------------------------------------------------------------------
+
+    async def listen(self, channels: Iterable[str], heard: Heard) -> Callable[[], Any]:
+        """Have *heard* called with each message of *channels*, until the function that this returns is called and awaited.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; it is listened to nevertheless, as soon as it does.
+        """
+        names, token = [check_channel(name) for name in channels], object()
+        for name in names:
+            self._listeners[name][token] = heard
+            self._names[self.keys.channel(name).encode()] = name
+
+        async def unlisten() -> None:
+            for urgent, part in self._by_line(names):
+                for name in part:
+                    self._listeners[name].pop(token, None)
+                await self._line(urgent).discard(self.keys.channel(name) for name in part)
+
+        for urgent, part in self._by_line(names):
+            redis_channels = [self.keys.channel(name) for name in part]
+            await self._line(urgent).add(redis_channels, timeout_s=self._store.timeout_s)
+        return unlisten
+
+    def on_gap(self, handler: Callable[[Gap], Any]) -> None:
+        """Have *handler* called when messages were missed."""
+        self._gap_handlers.append(handler)
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection had to be made anew."""
+        return sum(line.reconnects for line in self._lines.values())
+
+    def sever(self) -> None:
+        """Cut the connections, as a network would: for tests of what happens then."""
+        for line in self._lines.values():
+            line.sever()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._publishing.flush()
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        self._lines.clear()
+        self._listeners.clear()
+
+    def _line(self, urgent: bool) -> Any:
+        if urgent not in self._lines:
+            self._lines[urgent] = self._store.subscription(
+                on_message=self._heard, on_numbers=self._caught_up, numbers=self.keys.numbers
+            )
+        return self._lines[urgent]
+
+    @staticmethod
+    def _by_line(names: Sequence[str]) -> list[tuple[bool, list[str]]]:
+        """*names* by the connection that they are heard on, the urgent one first."""
+        urgent = [name for name in names if name in Channels.URGENT]
+        others = [name for name in names if name not in Channels.URGENT]
+        return [(line, part) for line, part in ((True, urgent), (False, others)) if part]
+
+    def _heard(self, channel: bytes, data: bytes) -> None:
+        text, _, body = data.partition(b" ")
+        name = self._names[channel]
+        if not text.isdigit():
+            log.warning("something that is no message was published", channel=name)
+            return
+        self._reach(channel, int(text), counted=1)
+        for heard in list(self._listeners[name].values()):
+            heard(name, body)
+
+    def _caught_up(self, channels: Sequence[bytes], numbers: Sequence[bytes | None]) -> None:
+        for channel, number in zip(channels, numbers, strict=True):
+            self._reach(channel, int(number or 0), counted=0)
+
+    def _reach(self, channel: bytes, number: int, *, counted: int) -> None:
+        """Note that *number* is the newest of *channel*; what lies between the last one and it was missed."""
+        last = self._last.get(channel)
+        self._last[channel] = number
+        # less than before: Redis came back without what it counted last, and begins from there
+        missed = number - counted - last if last is not None else 0
+        if missed <= 0:
+            return
+        name = self._names[channel]
+        self.missed[name] = self.missed.get(name, 0) + missed
+        log.warning("messages were missed", channel=name, missed=missed)
+        for handler in self._gap_handlers:
+            handler(Gap(name, missed))
+
+
+def _stream_id(name: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(b"-"))
+
+
+def _fields(row: Any) -> dict[bytes, bytes]:
+    return row if isinstance(row, dict) else dict(zip(row[::2], row[1::2], strict=True))
