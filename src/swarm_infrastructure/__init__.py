@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from .failure_recovery import RetryPolicy
     from .llm import AnthropicClient, LLMClient, LLMRequest, LLMResult, OpenAIClient
+    from .message_bus import Channels, Message, MessageBus, MessageType, TaskMessage
     from .monitoring import TraceType
     from .swarm_infrastructure import SwarmInfrastructure, with_infrastructure, with_retry_and_tracking
 
@@ -70,6 +71,7 @@ __all__ = [
     "Budget",
     "BudgetExceededError",
     "BudgetStatus",
+    "Channels",
     "ClaimLostError",
     "Claims",
     "ConfigurationError",
@@ -82,6 +84,9 @@ __all__ = [
     "LLMResult",
     "LLMTier",
     "LockAcquisitionError",
+    "Message",
+    "MessageBus",
+    "MessageType",
     "ModelError",
     "ModelUnavailableError",
     "NewsItem",
@@ -100,6 +105,7 @@ __all__ = [
     "Swarm",
     "SwarmError",
     "SwarmInfrastructure",
+    "TaskMessage",
     "TierTable",
     "TokenUsage",
     "TraceType",
@@ -113,7 +119,8 @@ __all__ = [
 ]
 
 _HOMES = (
-    "errors", "config", "usage", "blackboard", "failure_recovery", "monitoring", "cost_manager", "llm", "swarm_infrastructure",
+    "errors", "config", "usage", "blackboard", "failure_recovery", "monitoring", "cost_manager", "llm", "message_bus",
+    "swarm_infrastructure",
     "agents",
 )  # fmt: skip
 

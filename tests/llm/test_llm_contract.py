@@ -9,7 +9,7 @@ from clients import Told, Verdict, request, streamed
 from model_server import Plan
 
 from swarm_infrastructure.errors import ModelError, ModelUnavailableError
-from swarm_infrastructure.llm import LLMClient, LLMRequest, LLMResult, Message, SchemaMismatch, ToolCall, ask
+from swarm_infrastructure.llm import ChatMessage, LLMClient, LLMRequest, LLMResult, SchemaMismatch, ToolCall, ask
 from swarm_infrastructure.usage import TokenUsage
 
 GOOD, BAD = '{"score": 7, "why": "short"}', '{"score": 70}'
@@ -71,7 +71,7 @@ async def test_a_bad_answer_is_one_call_and_carries_the_request_that_repairs_it(
     assert repair is not None
     assert not repair.repair
     assert repair.idempotency_key == "k1-repair"
-    turns = [(turn.role, turn.content) for turn in repair.turns if isinstance(turn, Message)]
+    turns = [(turn.role, turn.content) for turn in repair.turns if isinstance(turn, ChatMessage)]
     assert turns[:2] == [("user", "Judge this story."), ("assistant", BAD)]
     assert "score: Input should be less than or equal to 10" in turns[2][1]
     assert "why: Field required" in turns[2][1]

@@ -13,7 +13,7 @@ from clients import Verdict, request
 from pydantic import BaseModel
 
 from swarm_infrastructure.errors import InvalidInputError
-from swarm_infrastructure.llm import LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
+from swarm_infrastructure.llm import ChatMessage, LLMRequest, LLMResult, ToolCall, estimated_tokens, summed
 from swarm_infrastructure.llm.openai_client import _read_chat
 from swarm_infrastructure.llm.provider import Answer
 from swarm_infrastructure.llm.types import usage_of
@@ -34,7 +34,7 @@ class Other(BaseModel):
         ({"max_output_tokens": 1.5}, "a whole number above 0"),
         ({"model": ""}, "the name of a model"),
         ({"prompt": None}, "one of the two"),
-        ({"messages": [Message("user", "x")], "prompt": "y"}, "one of the two"),
+        ({"messages": [ChatMessage("user", "x")], "prompt": "y"}, "one of the two"),
         ({"timeout_s": 0}, "seconds above 0"),
         ({"extra": {"n": 3}}, "what was reserved"),
         ({"extra": {"max_completion_tokens": 9999}}, "what was reserved"),
@@ -74,7 +74,8 @@ def test_what_only_decides_how_the_call_is_made_does_not_change_the_digest() -> 
 
     assert same.digest() == request().digest()
     assert (
-        replace(request(), prompt=None, messages=[Message("user", "Judge this story.")]).digest() == request().digest()
+        replace(request(), prompt=None, messages=[ChatMessage("user", "Judge this story.")]).digest()
+        == request().digest()
     )
 
 

@@ -12,7 +12,7 @@ from model_server import ModelServer
 from pydantic import BaseModel
 
 from swarm_infrastructure.errors import InvalidInputError, MissingExtraError
-from swarm_infrastructure.llm import AnthropicClient, Message, OpenAIClient
+from swarm_infrastructure.llm import AnthropicClient, ChatMessage, OpenAIClient
 
 
 class Counts(BaseModel):
@@ -51,7 +51,7 @@ def test_the_api_follows_the_address() -> None:
 
 async def test_the_system_the_turns_and_the_knobs_are_sent(real: Told) -> None:
     asked = request(
-        messages=[Message("user", "one"), Message("assistant", "two"), {"role": "user", "content": "three"}],
+        messages=[ChatMessage("user", "one"), ChatMessage("assistant", "two"), {"role": "user", "content": "three"}],
         system="Be brief.", temperature=0.2, service_tier="auto", prompt_cache_key="editor", tool_choice="auto",
         tools=[{"name": "t", "type": "function"}], idempotency_key="k-1", extra={"top_k": 4, "metadata": {"user_id": "u"}},
     )  # fmt: skip

@@ -14,7 +14,7 @@ from .asking import Answered, ask
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ..llm.types import Message
+    from ..llm.types import ChatMessage
     from ..swarm_infrastructure import SwarmInfrastructure
 
 __all__ = ["Complete", "Fail", "HandBack", "Outcome", "Work"]
@@ -96,7 +96,7 @@ class Work:
     async def ask(
         self,
         task_type: str,
-        prompt: str | Sequence[Message | Mapping[str, Any]],
+        prompt: str | Sequence[ChatMessage | Mapping[str, Any]],
         *,
         schema: type[BaseModel] | None = None,
         system: str | None = None,

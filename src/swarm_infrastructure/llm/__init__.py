@@ -11,17 +11,17 @@ from .client import LLMClient, SchemaMismatch, ask, parse_answer, repaired
 from .embedding_cache import EmbeddingCache
 from .openai_client import OpenAIClient
 from .provider import requests_allowed
-from .types import LLMChunk, LLMRequest, LLMResult, Message, ToolCall, estimated_tokens, summed
+from .types import ChatMessage, LLMChunk, LLMRequest, LLMResult, ToolCall, estimated_tokens, summed
 
 __all__ = [
     "AnswerCache",
     "AnthropicClient",
+    "ChatMessage",
     "EmbeddingCache",
     "LLMChunk",
     "LLMClient",
     "LLMRequest",
     "LLMResult",
-    "Message",
     "OpenAIClient",
     "SchemaMismatch",
     "ToolCall",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, InvalidInputError, MissingExtraError
 from .provider import TIMEOUT_S, Answer, ProviderClient
-from .types import LLMRequest, Message, usage_of
+from .types import ChatMessage, LLMRequest, usage_of
 
 __all__ = ["AnthropicClient"]
 
@@ -81,7 +81,7 @@ class AnthropicClient(ProviderClient):
             "model": request.model,
             "max_tokens": request.max_output_tokens,
             "messages": [
-                {"role": turn.role, "content": turn.content} if isinstance(turn, Message) else turn
+                {"role": turn.role, "content": turn.content} if isinstance(turn, ChatMessage) else turn
                 for turn in request.turns
             ],
         }

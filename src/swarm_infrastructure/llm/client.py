@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from pydantic import ValidationError
 
 from ..errors import ModelError, ModelUnavailableError
-from .types import LLMChunk, LLMRequest, LLMResult, Message, json_of, summed
+from .types import ChatMessage, LLMChunk, LLMRequest, LLMResult, json_of, summed
 
 __all__ = ["LLMClient", "SchemaMismatch", "ask", "parse_answer", "repaired"]
 
@@ -127,7 +127,7 @@ def _repair(request: LLMRequest, text: str, faults: list[str]) -> LLMRequest:
         request,
         prompt=None,
         # Providers refuse an empty turn.
-        messages=(*request.turns, Message("assistant", text.strip() or "(nothing)"), Message("user", again)),
+        messages=(*request.turns, ChatMessage("assistant", text.strip() or "(nothing)"), ChatMessage("user", again)),
         repair=False,
         idempotency_key=f"{request.idempotency_key}-repair" if request.idempotency_key else None,
     )

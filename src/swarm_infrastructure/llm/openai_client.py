@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import ConfigurationError, InvalidInputError, MissingExtraError
 from ..usage import TokenUsage
 from .provider import TIMEOUT_S, Answer, ProviderClient, provider_fault
-from .types import LLMRequest, Message, usage_of
+from .types import ChatMessage, LLMRequest, usage_of
 
 __all__ = ["OpenAIClient"]
 
@@ -149,8 +149,8 @@ def _shared_body(request: LLMRequest) -> dict[str, Any]:
     return body
 
 
-def _turn(turn: Message | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"role": turn.role, "content": turn.content} if isinstance(turn, Message) else turn
+def _turn(turn: ChatMessage | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"role": turn.role, "content": turn.content} if isinstance(turn, ChatMessage) else turn
 
 
 def _is_open(schema: Any) -> bool:

@@ -19,7 +19,7 @@ from ..usage import TokenUsage
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["LLMChunk", "LLMRequest", "LLMResult", "Message", "ToolCall", "estimated_tokens", "summed", "usage_of"]
+__all__ = ["ChatMessage", "LLMChunk", "LLMRequest", "LLMResult", "ToolCall", "estimated_tokens", "summed", "usage_of"]
 
 BYTES_PER_TOKEN = 3  # English has 4 and more, other scripts and code less: an estimate should rather be too high
 MESSAGE_TOKENS = 8  # what a provider adds to mark a turn; 3 or 4 are documented (OpenAI cookbook), some add more
@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound="BaseModel")
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatMessage:
     """One turn of a conversation."""
 
     role: str  #: user or assistant
@@ -53,7 +53,7 @@ class LLMRequest:
     model: str
     max_output_tokens: int  #: required: it bounds what the call can cost; reasoning counts as output
     prompt: str | None = None  #: short for one user message
-    messages: Sequence[Message | Mapping[str, Any]] = ()  #: a mapping is sent as it is, such as a tool's result
+    messages: Sequence[ChatMessage | Mapping[str, Any]] = ()  #: a mapping is sent as it is, such as a tool's result
     system: str | None = None
     schema: type[BaseModel] | None = None  #: the answer must be JSON of this model
     repair: bool = True  #: an answer that does not fit the schema may be asked for once more, in a second paid call
@@ -87,9 +87,9 @@ class LLMRequest:
             )  # fmt: skip
 
     @property
-    def turns(self) -> tuple[Message | Mapping[str, Any], ...]:
+    def turns(self) -> tuple[ChatMessage | Mapping[str, Any], ...]:
         """The conversation, with ``prompt`` as a message."""
-        return (Message("user", self.prompt),) if self.prompt is not None else tuple(self.messages)
+        return (ChatMessage("user", self.prompt),) if self.prompt is not None else tuple(self.messages)
 
     def digest(self) -> str:
         """SHA-256 in hex of all that shapes the answer, the same in every process; the key of an exact-match cache.
@@ -115,7 +115,7 @@ class LLMRequest:
         texts = [self.system or "", _schema_text(self.schema)]
         texts += [_json(each) for each in (self.tools, self.extra) if each]
         texts += [
-            turn.content if isinstance(turn, Message) and isinstance(turn.content, str) else _json(_wire(turn))
+            turn.content if isinstance(turn, ChatMessage) and isinstance(turn.content, str) else _json(_wire(turn))
             for turn in self.turns
         ]
         return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
@@ -240,8 +240,8 @@ def _schema_text(schema: type[BaseModel] | None) -> str:
     return _json(schema.model_json_schema()) if schema else ""
 
 
-def _wire(turn: Message | Mapping[str, Any]) -> Any:
-    return {"role": turn.role, "content": turn.content} if isinstance(turn, Message) else turn
+def _wire(turn: ChatMessage | Mapping[str, Any]) -> Any:
+    return {"role": turn.role, "content": turn.content} if isinstance(turn, ChatMessage) else turn
 
 
 def _json(value: Any) -> str:

@@ -14,7 +14,7 @@ from ...cost_manager import LLMTier
 from ...errors import BudgetExceededError
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest
-from ...llm.types import Message
+from ...llm.types import ChatMessage
 from .answers import Answered, Part, check_cache_s
 from .call import RETRY, Asking
 
@@ -31,7 +31,7 @@ Outcome = TypeVar("Outcome")
 async def ask(
     work: Work,
     task_type: str,
-    prompt: str | Sequence[Message | Mapping[str, Any]],
+    prompt: str | Sequence[ChatMessage | Mapping[str, Any]],
     *,
     schema: type[BaseModel] | None = None,
     system: str | None = None,
