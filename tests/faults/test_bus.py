@@ -98,7 +98,7 @@ async def test_each_of_a_thousand_tasks_is_delivered_once_to_twenty_workers_in_o
     assert dealt == [task.task_id for task in in_order]
     aside = await arena.queues.set_aside(QUEUE, 100)
     assert {task.task_id for task, _ in aside} == {task.task_id for task in late}
-    assert (await audit(arena.store, arena.namespace, QUEUE)).clean
+    assert (await audit(arena.store, arena.namespace, QUEUE + ".queue")).clean
     arena.report("work queue", tasks=1000, workers=20, processes=PROCESSES, delivered_twice=0, lost=0, late_delivered=0)
 
 
@@ -131,7 +131,7 @@ async def test_tasks_of_killed_workers_are_offered_again_and_each_is_completed_o
             if worker not in victims:
                 worker.terminate()
                 await asyncio.to_thread(worker.wait)
-    assert (await audit(arena.store, arena.namespace, QUEUE)).clean
+    assert (await audit(arena.store, arena.namespace, QUEUE + ".queue")).clean
     assert recovered and max(recovered) <= QUEUE_LEASE_S + SLACK_S, f"{max(recovered)} (seed {SEED})"
     arena.report(
         "work queue, kill -9", tasks=400 * ROUNDS, offered_again=killed, lost=0, lease_s=QUEUE_LEASE_S,

@@ -26,7 +26,7 @@ async def queues(store: Store) -> AsyncIterator[TaskQueues]:
     names = list(queues._boards)
     await queues.close()
     for name in names:
-        report = await audit(store, "test", name)
+        report = await audit(store, "test", f"{name}.queue")
         assert report.clean, report.breaches
 
 

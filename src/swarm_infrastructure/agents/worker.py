@@ -84,6 +84,7 @@ class Worker:
                     run.result()  # a runner ends with an error, or because it was ordered to
                 left -= done
         finally:
+            self._stop_listening()
             await sweeper.stop()
             await self._drain()
             for task in (beat, told, *runs):
@@ -110,10 +111,19 @@ class Worker:
     async def _listen(self) -> None:
         """Hear of orders when they are given, not with the next heartbeat."""
         bus = self._swarm.message_bus
-        for msg_type in (MessageType.DRAIN, MessageType.SHUTDOWN):
-            bus.on(msg_type, lambda _message: self._look.set())
+        bus.on(MessageType.DRAIN, self._look_now)
+        bus.on(MessageType.SHUTDOWN, self._look_now)
         bus.on(MessageType.EMERGENCY, self._stop_everything)
         await bus.start()
+
+    def _stop_listening(self) -> None:
+        bus = self._swarm.message_bus
+        bus.off(MessageType.DRAIN, self._look_now)
+        bus.off(MessageType.SHUTDOWN, self._look_now)
+        bus.off(MessageType.EMERGENCY, self._stop_everything)
+
+    def _look_now(self, _message: Message) -> None:
+        self._look.set()
 
     async def _stop_everything(self, message: Message) -> None:
         log.error("emergency stop", sender=message.sender, reason=(message.payload or {}).get("reason"))

@@ -33,8 +33,11 @@ def text_of(payload: dict[str, Any]) -> str:
     return "\n".join(str(payload[name]) for name in ("title", "content") if payload.get(name))
 
 
+QUEUE = ".queue"  #: what the name of a work queue's board ends with
+
+
 async def list_boards(store: Store, namespace: str) -> list[str]:
-    """Names of the boards in a namespace, those that hold locks left out."""
+    """Names of the boards in a namespace, those that hold locks left out; work queues end with `QUEUE`."""
     before, after = BoardKeys(namespace, "*").rules.split("*")
     names: set[str] = set()
     cursor: int | bytes = 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from .render import BoardOption, Column, Output, OutputOption, ReasonOption, YesOption, ago, confirm, say, show_rows
-from .session import acting_user, finish, open_board
+from .session import acting_user, finish, open_board, open_bus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from ..blackboard import Blackboard
+    from ..message_bus import Controls
 
 __all__ = ["app"]
 
@@ -71,11 +73,13 @@ def pause(
 
     What they hold they may finish.
     """
+    from ..message_bus import Controls
+
     gate = _gate(who, everyone)
 
     async def shut() -> None:
-        async with open_board(board) as blackboard:
-            await blackboard.agents.pause(gate, reason=reason)
+        async with open_board(board) as blackboard, open_bus() as bus:
+            await Controls(blackboard, bus.broadcast, sender=bus.agent_id).pause(gate, reason=reason)
             say(
                 f"paused {_name(gate)} on board {blackboard.board.name!r}; let go on with: swarm agents resume {_word(gate)}"
             )
@@ -87,17 +91,73 @@ def pause(
 @app.command()
 def resume(who: WhoArgument = None, everyone: AllOption = False, board: BoardOption = None) -> None:
     """Let agents claim again."""
+    from ..message_bus import Controls
+
     gate = _gate(who, everyone)
 
     async def open_gate() -> None:
-        async with open_board(board) as blackboard:
-            was_shut = await blackboard.agents.resume(gate)
+        async with open_board(board) as blackboard, open_bus() as bus:
+            was_shut = await Controls(blackboard, bus.broadcast, sender=bus.agent_id).resume(gate)
             name = f"{_name(gate)} on board {blackboard.board.name!r}"
             say(f"{name} may claim again" if was_shut else f"{name} was not paused")
             for other, why in (await blackboard.agents.gates()).items():
                 say(f"still shut: {_name(other)} ({why}); open with: swarm agents resume {_word(other)}")
 
     finish(open_gate())
+
+
+@app.command()
+def drain(who: WhoArgument = None, everyone: AllOption = False, board: BoardOption = None) -> None:
+    """Have agents finish what they hold, and leave.
+
+    Agents that come later are not meant.
+    """
+    finish(_order("drain", _gate(who, everyone), board))
+
+
+@app.command()
+def shutdown(who: WhoArgument = None, everyone: AllOption = False, board: BoardOption = None) -> None:
+    """Have agents leave within their grace.
+
+    What they have not finished by then is handed back. Agents that come later are not meant.
+    """
+    finish(_order("shutdown", _gate(who, everyone), board))
+
+
+@app.command()
+def stop(
+    reason: Annotated[str, typer.Argument(help="Why; every agent is told.")],
+    yes: YesOption = False,
+    board: BoardOption = None,
+) -> None:
+    """Emergency stop: everybody hands back what they hold, at once, and claims no more."""
+    confirm("stop every agent at once?", yes=yes)
+
+    async def halt() -> None:
+        async with _controls(board) as controls:
+            heard = await controls.emergency_stop(reason)
+            say(
+                f"stopped: {heard} processes heard it, others stop with their next claim; end it with: swarm agents resume --all"
+            )
+
+    finish(halt())
+
+
+@contextlib.asynccontextmanager
+async def _controls(board: str | None) -> AsyncIterator[Controls]:
+    from ..message_bus import Controls
+
+    async with open_board(board) as blackboard, open_bus() as bus:
+        yield Controls(blackboard, bus.broadcast, sender=bus.agent_id)
+
+
+async def _order(what: str, gate: str, board: str | None) -> None:
+    async with _controls(board) as controls:
+        told = await (controls.drain(gate) if what == "drain" else controls.shutdown(gate))
+        if told:
+            say(f"told to {what}: {', '.join(told)}; who is still here: swarm agents list")
+        else:
+            say(f"nobody was told: no agent is registered as {_name(gate)}; who is there: swarm agents list")
 
 
 @app.command()

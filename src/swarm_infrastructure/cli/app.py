@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError, InvalidInputError, SwarmError, UnavailableError
-from . import agents, audit, budget, config, doctor, items, models, redis_server, run, status
+from . import agents, audit, budget, bus, config, doctor, items, models, queues, redis_server, run, status
 from .render import help_if_alone, say
 
 __all__ = ["app", "main"]
@@ -38,9 +38,12 @@ app.command("run", short_help="Run a swarm, in one process or several.")(run.run
 app.command("status", short_help="Boards, items, agents and gates in numbers.")(status.status)
 app.add_typer(items.app, name="items", short_help="Look at items; release, retry, archive, delete.")
 app.add_typer(items.app, name="item", hidden=True)
-app.add_typer(agents.app, name="agents", short_help="Look at agents; pause, resume, revoke.")
+app.add_typer(agents.app, name="agents", short_help="Look at agents; pause, resume, drain, shut down, stop, revoke.")
 app.add_typer(agents.app, name="agent", hidden=True)
 app.add_typer(budget.app, name="budget", short_help="What may be spent: show, set, raise, report, ledger.")
+app.add_typer(bus.app, name="bus", short_help="Messages: listen, look back, send.")
+app.add_typer(queues.app, name="queues", short_help="Work queues: lengths, next tasks, those set aside.")
+app.add_typer(queues.app, name="queue", hidden=True)
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
 app.command("models", short_help="The models of each tier, and what they cost.")(models.models)

@@ -13,10 +13,11 @@ from ..errors import ConfigurationError, InvalidInputError, UnavailableError
 if TYPE_CHECKING:
     from ..blackboard import Blackboard
     from ..config import Settings
+    from ..message_bus import MessageBus
     from ..store import Store
     from ..store.embedded import Located
 
-__all__ = ["Session", "acting_user", "find_redis", "finish", "open_board", "open_session"]
+__all__ = ["Session", "acting_user", "find_redis", "finish", "open_board", "open_bus", "open_session"]
 
 PATIENCE_S = 2.0  # for one answer; a person waits for it
 Answer = TypeVar("Answer")
@@ -52,8 +53,11 @@ class Session:
         """The board called *name*, or the only one; as it is registered, whatever this version would register."""
         from ..blackboard import Blackboard
         from ..blackboard.audit import read_board
+        from ..blackboard.queries import QUEUE
 
         namespace, found = self.settings.namespace, await self.boards(name)
+        if name is None:
+            found = [each for each in found if not each.endswith(QUEUE)]
         if not found:
             raise self.no_boards()
         if len(found) > 1:
@@ -126,6 +130,23 @@ async def open_board(name: str | None) -> AsyncIterator[Blackboard]:
             yield blackboard
         finally:
             await blackboard.claims.close()
+
+
+@contextlib.asynccontextmanager
+async def open_bus() -> AsyncIterator[MessageBus]:
+    """Connect, with the bus as the person at the keyboard has it; it does not listen yet."""
+    from ..message_bus import Hub, MessageBus, TaskQueues
+
+    async with open_session() as session:
+        namespace = session.settings.namespace
+        hub, queues = Hub(session.store, namespace), TaskQueues(session.store, namespace)
+        bus = MessageBus(hub, queues, acting_user())
+        try:
+            yield bus
+        finally:
+            await bus.stop()
+            await hub.close()
+            await queues.close()
 
 
 def acting_user() -> str:

@@ -101,6 +101,8 @@ def _drawn(facts: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    from ..blackboard.queries import QUEUE
+
     redis = facts["redis"]
     where = redis["found"] if redis["private"] else f"{redis['url']} ({redis['found']})"
     parts: list[RenderableType] = [Text(f"{redis['version']}, {where}, namespace {facts['namespace']}")]
@@ -112,7 +114,9 @@ def _drawn(facts: Mapping[str, Any]) -> RenderableType:
         line.append(f"{agents['alive']} agents alive")
         if agents["offline"]:
             line.append(f", {agents['offline']} offline", "yellow")
-        if board["ready"] and not agents["alive"]:
+        if (
+            board["ready"] and not agents["alive"] and not board["board"].endswith(QUEUE)
+        ):  # whose workers need not register
             line.append("; nobody takes what is ready", "yellow")
         parts.append(line)
         for who, why in sorted(board["gates"].items()):

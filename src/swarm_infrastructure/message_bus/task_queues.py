@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from ..blackboard import Blackboard, Claim, Claimed, ClaimRequest, Item, Submission, job_board
+from ..blackboard.queries import QUEUE, list_boards
 from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from ..failure_recovery import RetryPolicy, backoff_s
 from ..keys import check_name
@@ -67,10 +68,15 @@ class TaskQueues:
         async with self._opening:
             if queue not in self._boards:
                 # tasks carry their own limit of attempts
-                rules = job_board(queue, SECTION, lease_s=LEASE_S, max_attempts=0, max_crashes=MAX_CRASHES)
+                rules = job_board(queue + QUEUE, SECTION, lease_s=LEASE_S, max_attempts=0, max_crashes=MAX_CRASHES)
                 desk = Blackboard(self._store, rules, namespace=self._namespace)
                 self._boards[queue] = await self._stack.enter_async_context(desk)
         return self._boards[queue]
+
+    async def names(self) -> list[str]:
+        """Every work queue of the namespace."""
+        found = await list_boards(self._store, self._namespace)
+        return [name.removesuffix(QUEUE) for name in found if name.endswith(QUEUE)]
 
     async def enqueue(
         self, queue: str, task: TaskMessage, *, priority: int | None = None, delay_s: float = 0.0

@@ -1,0 +1,154 @@
+"""``swarm bus`` and ``swarm queues``: what they show, what they change, and what they say to wrong words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from given import until
+
+from swarm_infrastructure.cli import main
+from swarm_infrastructure.message_bus import Channels, Hub, MessageBus, TaskMessage, TaskQueues
+from swarm_infrastructure.store import Store
+from swarm_infrastructure.testing import RedisServer
+
+QUEUE = Channels.QUEUE_PRODUCTION
+Swarm = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def swarm(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> Swarm:
+    """Runs a command; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    monkeypatch.setenv("SWARM_ID", "test")
+
+    def swarm(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return swarm
+
+
+@pytest.fixture
+def on_redis(redis_server: RedisServer) -> Callable[[Callable[[Store], Awaitable[Any]]], Any]:
+    """Does something in a loop of its own, before or after a command."""
+
+    def on_redis(work: Callable[[Store], Awaitable[Any]], *, empty: bool = False) -> Any:
+        async def run() -> Any:
+            async with Store(redis_server.url) as store:
+                if empty:
+                    await store.command("FLUSHALL")
+                return await work(store)
+
+        return asyncio.run(run())
+
+    async def nothing(_: Store) -> None: ...
+
+    on_redis(nothing, empty=True)
+    return on_redis
+
+
+async def given_tasks(store: Store) -> None:
+    queues = TaskQueues(store, "test")
+    await queues.enqueue_many(
+        QUEUE, [TaskMessage(task_id=f"t{n}", task_type="script", max_retries=0) for n in range(3)]
+    )
+    for why in ("no sound", "no picture"):
+        task = await queues.dequeue(QUEUE, "w", timeout_s=0)
+        assert task is not None
+        await queues.fail(task, why)
+    await queues.close()
+
+
+def test_without_queues_and_messages_it_says_so(swarm: Swarm, on_redis: Any) -> None:
+    assert swarm("queues")[::2] == (0, "swarm: no work queue yet; the first task put into one makes it\n")
+    assert swarm("bus", "history")[::2] == (0, "swarm: no messages\n")
+
+
+def test_a_queue_is_listed_with_its_next_tasks_and_those_set_aside_which_can_be_redriven(
+    swarm: Swarm, on_redis: Any
+) -> None:
+    on_redis(given_tasks)
+
+    [row] = json.loads(swarm("queues", "list", "-o", "json")[1])
+    assert row == {"queue": QUEUE, "ready": 1, "delayed": 0, "claimed": 0, "done": 0, "set_aside": 2}
+    assert [each["task_id"] for each in json.loads(swarm("queues", "peek", QUEUE, "-o", "json")[1])] == ["t2"]
+    aside = json.loads(swarm("queues", "aside", QUEUE, "-o", "json")[1])
+    assert {each["task_id"]: each["why"] for each in aside} == {"t0": "no sound", "t1": "no picture"}
+    assert "no picture" in swarm("queues", "aside", QUEUE)[1]
+
+    assert swarm("queue", "redrive", QUEUE, "t1")[::2] == (0, f"swarm: 1 tasks of {QUEUE} are tried again\n")
+    assert swarm("queues", "redrive", QUEUE, "--all")[::2] == (0, f"swarm: 1 tasks of {QUEUE} are tried again\n")
+    assert {each["task_id"] for each in json.loads(swarm("queues", "peek", QUEUE, "-o", "json")[1])} == {
+        "t0",
+        "t1",
+        "t2",
+    }
+    assert "script" in swarm("queues", "peek", QUEUE)[1]
+
+
+def test_a_queue_does_not_get_into_the_way_of_the_board(swarm: Swarm, on_redis: Any) -> None:
+    on_redis(given_tasks)
+
+    assert QUEUE in swarm("status")[1]
+    code, _, said = swarm("agents", "list")
+    assert (code, "no board in namespace 'test'" in said) == (3, True)
+    assert swarm("audit")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["queues", "peek", "nowhere"], f"QUEUE: found 'nowhere', needed one of namespace 'test': {QUEUE}"),
+        (["queues", "redrive", QUEUE], "TASK: found 'none'"),
+        (["queues", "redrive", QUEUE, "t0", "--all"], "TASK: found 'both'"),
+        (["bus", "send", "note", "{"], "PAYLOAD: found '{', needed JSON"),
+        (["bus", "send", "two words"], "Message: type"),
+        (["bus", "send", "note", "--to", "tier:No!"], "tier"),
+        (["bus", "history", "--count", "0"], "--count"),
+    ],
+)
+def test_wrong_words_are_named_and_nothing_changes(swarm: Swarm, on_redis: Any, words: list[str], said: str) -> None:
+    on_redis(given_tasks)
+
+    code, out, err = swarm(*words)
+
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_a_task_that_is_not_there_cannot_be_redriven(swarm: Swarm, on_redis: Any) -> None:
+    on_redis(given_tasks)
+
+    code, _, err = swarm("queues", "redrive", QUEUE, "t9")
+
+    assert (code, "t9" in err) == (1, True)
+
+
+def test_what_is_sent_is_heard_and_stands_in_the_history(swarm: Swarm, on_redis: Any) -> None:
+    async def hear_while(work: Callable[[], Any], store: Store) -> tuple[Any, list[Any]]:
+        hub, queues = Hub(store, "test"), TaskQueues(store, "test")
+        async with MessageBus(hub, queues, "scout_1", role="scout") as bus:
+            heard: list[Any] = []
+            bus.on("note", lambda message: heard.append(message.payload))
+            answer = await asyncio.to_thread(work)
+            await until(lambda: heard)
+        await hub.close()
+        return answer, heard
+
+    for to in ([], ["--to", "scout_1"], ["--to", "tier:scout"]):
+        words = ["bus", "send", "note", '{"n": 1}', *to]
+        (code, _, err), heard = on_redis(lambda store, words=words: hear_while(lambda: swarm(*words), store))
+        assert (code, err, heard) == (0, "swarm: 1 process heard it\n", [{"n": 1}])
+
+    assert swarm("bus", "send", "note")[2] == "swarm: nobody listens; who is there: swarm agents list\n"
+    rows = json.loads(swarm("bus", "history", "note", "-o", "json")[1])
+    assert [row["payload"] for row in rows] == [{}, {"n": 1}, {"n": 1}, {"n": 1}]
+    assert '{"n": 1}' in swarm("bus", "history")[1]
