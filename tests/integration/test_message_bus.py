@@ -254,7 +254,7 @@ async def test_fifty_listeners_whose_connections_are_killed_again_and_again_hear
 ) -> None:
     listeners, got = [new_hub() for _ in range(50)], [set[int]() for _ in range(50)]
     for hub, numbers in zip(listeners, got, strict=True):
-        await hub.listen(["news"], lambda _, body, numbers=numbers: numbers.add(Message.from_json(body).payload))
+        await hub.listen(["news"], lambda heard, numbers=numbers: numbers.add(heard.message.payload))
     speaker, killer = new_hub(await connect(redis_server.url), history=0), await connect(redis_server.url)
     ended = asyncio.Event()
 

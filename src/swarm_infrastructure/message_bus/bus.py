@@ -23,7 +23,7 @@ from ..blackboard import Priority
 from ..errors import InvalidInputError, SwarmError
 from ..telemetry import traceparent_of_work
 from .channels import Channels
-from .hub import Gap, Hub
+from .hub import Gap, Heard, Hub
 from .messages import Message, MessageType, TaskMessage
 from .rpc import Rpc, RpcHandler
 from .task_queues import TaskQueues
@@ -33,6 +33,7 @@ __all__ = ["MessageBus"]
 log = structlog.get_logger(__name__)
 MAILBOX = 10_000  # messages that wait for their handlers; the oldest gives way
 EVERY = "*"
+TURN = 32  # messages that are handled before others get a turn on the event loop
 
 Handler = Callable[[Message], Awaitable[Any] | Any]
 
@@ -65,8 +66,8 @@ class MessageBus:
         self._hub, self._queues = hub, queues
         self._rpc = Rpc(hub, agent_id, default_timeout_s=default_timeout)
         self._handlers: dict[str, list[Handler]] = defaultdict(list)
-        self._normal: deque[tuple[str, bytes]] = deque()
-        self._urgent: deque[tuple[str, bytes]] = deque()
+        self._normal: deque[Heard] = deque()
+        self._urgent: deque[Heard] = deque()
         self._room = mailbox
         self._came = {True: asyncio.Event(), False: asyncio.Event()}
         self._tasks: list[asyncio.Task[None]] = []
@@ -214,8 +215,8 @@ class MessageBus:
 
     # -- the mailbox ------------------------------------------------------------------------------------------------
 
-    def _post(self, channel: str, body: bytes) -> None:
-        urgent = channel in Channels.URGENT
+    def _post(self, heard: Heard) -> None:
+        urgent = heard.channel in Channels.URGENT
         box = self._urgent if urgent else self._normal
         if not urgent and len(box) >= self._room:
             box.popleft()
@@ -224,28 +225,29 @@ class MessageBus:
                 log.warning(
                     "a mailbox is full; its oldest messages are dropped", agent=self.agent_id, dropped=self.dropped
                 )
-        box.append((channel, body))
+        box.append(heard)
         self._came[urgent].set()
 
     async def _handle(self, urgent: bool) -> None:
-        box, came = (self._urgent if urgent else self._normal), self._came[urgent]
+        box, came, n = (self._urgent if urgent else self._normal), self._came[urgent], 0
         while True:
             if not box:
                 came.clear()
                 await came.wait()
-            channel, body = box.popleft()
+            heard = box.popleft()
             try:
-                message = Message.from_json(body)
+                message = heard.message
             except InvalidInputError as error:
-                log.warning("a message can't be read", channel=channel, why=str(error))
+                log.warning("a message can't be read", channel=heard.channel, why=str(error))
                 continue
             if message.is_expired():
                 self.expired += 1
                 continue
             for handler in [*self._handlers.get(message.type, ()), *self._handlers.get(EVERY, ())]:
                 await self._hand_over(handler, message)
-            if not urgent:
-                await asyncio.sleep(0)  # what is urgent goes first
+            n += 1
+            if n % TURN == 0:
+                await asyncio.sleep(0)  # what is urgent has its turn
 
     async def _hand_over(self, handler: Handler, message: Message) -> None:
         traceparent_of_work.set(message.traceparent)

@@ -21,13 +21,35 @@ from ..store.batches import Batches
 from .channels import Channels, check_channel
 from .messages import Message
 
-__all__ = ["Gap", "Hub"]
+__all__ = ["Gap", "Heard", "Hub"]
 
 log = structlog.get_logger(__name__)
 MOST_PER_CALL = 200
 HISTORY = 1000  # messages of each type that are kept
 
-Heard = Callable[[str, bytes], None]  #: channel and body
+
+class Heard:
+    """A message as it came; read once for all agents of the process."""
+
+    __slots__ = ("_message", "body", "channel")
+
+    def __init__(self, channel: str, body: bytes) -> None:
+        self.channel, self.body = channel, body
+        self._message: Message | None = None
+
+    @property
+    def message(self) -> Message:
+        """The message. Whoever hears it shares it with others, and leaves it as it is.
+
+        Raises:
+            InvalidInputError: it is none.
+        """
+        if self._message is None:
+            self._message = Message.from_json(self.body)
+        return self._message
+
+
+Listener = Callable[[Heard], None]
 
 
 class Gap(NamedTuple):
@@ -50,7 +72,7 @@ class Hub:
         self._store, self.keys, self._history = store, BusKeys(namespace), history
         self._head = [self.keys.rules, self.keys.numbers, self.keys.types]
         self._publishing = Batches("messages", self._publish, most=MOST_PER_CALL)
-        self._listeners: dict[str, dict[object, Heard]] = defaultdict(dict)
+        self._listeners: dict[str, dict[object, Listener]] = defaultdict(dict)
         self._last: dict[bytes, int] = {}  # Redis channel → number of the newest message that we know of
         self._names: dict[bytes, str] = {}
         self.missed: dict[str, int] = {}  #: channel → messages that never came, since the start
@@ -121,15 +143,15 @@ class Hub:
 
     # -- listening --------------------------------------------------------------------------------------------------
 
-    async def listen(self, channels: Iterable[str], heard: Heard) -> Callable[[], Any]:
-        """Have *heard* called with each message of *channels*, until the function that this returns is called and awaited.
+    async def listen(self, channels: Iterable[str], listener: Listener) -> Callable[[], Any]:
+        """Have *listener* called with each message of *channels*, until the function that this returns is called and awaited.
 
         Raises:
             StoreUnavailableError: Redis does not answer; it is listened to nevertheless, as soon as it does.
         """
         names, token = [check_channel(name) for name in channels], object()
         for name in names:
-            self._listeners[name][token] = heard
+            self._listeners[name][token] = listener
             self._names[self.keys.channel(name).encode()] = name
 
         async def unlisten() -> None:
@@ -185,8 +207,9 @@ class Hub:
             log.warning("something that is no message was published", channel=name)
             return
         self._reach(channel, int(text), counted=1)
-        for heard in list(self._listeners[name].values()):
-            heard(name, body)
+        heard = Heard(name, body)
+        for listener in list(self._listeners[name].values()):
+            listener(heard)
 
     def _caught_up(self, channels: Sequence[bytes], numbers: Sequence[bytes | None]) -> None:
         for channel, number in zip(channels, numbers, strict=True):

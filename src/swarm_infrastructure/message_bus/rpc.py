@@ -19,7 +19,7 @@ import structlog
 from ..errors import InvalidInputError, RPCFailedError, RPCTimeoutError, SwarmError, UnavailableError
 from ..telemetry import traceparent_of_work
 from .channels import check_channel
-from .hub import Hub
+from .hub import Heard, Hub
 from .messages import Message, MessageType
 
 __all__ = ["Rpc", "RpcHandler"]
@@ -99,9 +99,9 @@ class Rpc:
             await self._unlisten()
             self._unlisten = None
 
-    def _answered(self, channel: str, body: bytes) -> None:
+    def _answered(self, heard: Heard) -> None:
         try:
-            message = Message.from_json(body)
+            message = heard.message
         except InvalidInputError as error:
             log.warning("an answer can't be read", why=str(error))
             return

@@ -1,0 +1,68 @@
+"""What the bus carries: a message to fifty agents, and a task to a worker that waits for it. Used by ``bench.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+from swarm_infrastructure.message_bus import Channels, Hub, Message, MessageBus, TaskMessage, TaskQueues
+from swarm_infrastructure.store import Store
+
+__all__ = ["bus"]
+
+LISTENERS, AT_ONCE = 50, 100
+
+
+async def bus(url: str, *, messages: int, samples: int) -> dict[str, float]:
+    """Deliveries per second to handlers, and how long after an enqueue a waiting `dequeue_task` returns (µs)."""
+    async with Store(url) as here, Store(url) as there:
+        return await _fan_out(here, there, messages) | await _dequeue(here, there, samples)
+
+
+async def _fan_out(here: Store, there: Store, messages: int) -> dict[str, float]:
+    speaker, hub, queues = Hub(here, "bench"), Hub(there, "bench"), TaskQueues(there, "bench")
+    heard, everything = 0, asyncio.Event()
+
+    def count(_: Message) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == messages * LISTENERS:
+            everything.set()
+
+    buses = [MessageBus(hub, queues, f"a{n}") for n in range(LISTENERS)]
+    for each in buses:
+        each.on("note", count)
+        await each.start()
+    note = Message.create("note", "bench", payload={"text": "x" * 200})
+    began = time.perf_counter()
+    for _ in range(messages // AT_ONCE):
+        await asyncio.gather(*(speaker.publish(Channels.BROADCAST_ALL, note) for _ in range(AT_ONCE)))
+    published = time.perf_counter() - began
+    await everything.wait()
+    seconds = time.perf_counter() - began
+    for each in buses:
+        await each.stop()
+    await hub.close()
+    await speaker.close()
+    return {"published_per_s": messages / published, "deliveries_per_s": messages * LISTENERS / seconds}
+
+
+async def _dequeue(here: Store, there: Store, samples: int) -> dict[str, float]:
+    putting, taking = TaskQueues(here, "bench"), TaskQueues(there, "bench")
+    waits: list[float] = []
+    for n in range(samples + 20):
+        waiting = asyncio.create_task(taking.dequeue("bench", "w", timeout_s=30))
+        await asyncio.sleep(0.002)  # it waits by now
+        began = time.perf_counter()
+        await putting.enqueue("bench", TaskMessage(task_id=f"t{n}", task_type="job"))
+        task = await waiting
+        took = time.perf_counter() - began
+        assert task is not None
+        await taking.complete(task)
+        if n >= 20:
+            waits.append(took * 1e6)
+    await putting.close()
+    await taking.close()
+    cuts = statistics.quantiles(waits, n=100)
+    return {"dequeue_p50_us": cuts[49], "dequeue_p95_us": cuts[94]}
