@@ -69,6 +69,16 @@ class Work:
         return self._swarm
 
     @property
+    def agent_id(self) -> str:
+        """Who works."""
+        return self.claim.agent_id
+
+    @property
+    def item_id(self) -> str:
+        """On which item."""
+        return self.item.id
+
+    @property
     def attempt(self) -> int:
         """1 for the first attempt in this section."""
         return self.item.attempts

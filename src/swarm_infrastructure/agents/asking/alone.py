@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel
@@ -15,11 +15,8 @@ from ...errors import BudgetExceededError
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest
 from ...llm.types import ChatMessage
-from .answers import Answered, Part, check_cache_s
+from .answers import Answered, Asker, Part, check_cache_s
 from .call import RETRY, Asking
-
-if TYPE_CHECKING:
-    from ..work import Work
 
 __all__ = ["ask", "cheaper_tier", "in_tier"]
 
@@ -29,7 +26,7 @@ Outcome = TypeVar("Outcome")
 
 
 async def ask(
-    work: Work,
+    work: Asker,
     task_type: str,
     prompt: str | Sequence[ChatMessage | Mapping[str, Any]],
     *,
@@ -65,13 +62,13 @@ async def ask(
     return await in_tier(work, task_type, tier, model, ask_tier)
 
 
-def cheaper_tier(work: Work, tier: LLMTier, model: str | None, error: BudgetExceededError) -> LLMTier | None:
+def cheaper_tier(work: Asker, tier: LLMTier, model: str | None, error: BudgetExceededError) -> LLMTier | None:
     """Where the same may be asked after a budget has refused it, or None."""
     return work.swarm.cost_manager.tiers.cheaper(tier) if error.on_breach == "downgrade" and model is None else None
 
 
 async def in_tier(
-    work: Work, task_type: str, tier: str | None, model: str | None, asked: Callable[[LLMTier], Awaitable[Outcome]]
+    work: Asker, task_type: str, tier: str | None, model: str | None, asked: Callable[[LLMTier], Awaitable[Outcome]]
 ) -> Outcome:
     """What *asked* gives in the task's tier, or in the first cheaper one that its budgets allow."""
     chosen = LLMTier(tier) if tier else work.swarm.cost_manager.get_tier(task_type)
@@ -83,4 +80,4 @@ async def in_tier(
             if cheaper is None:
                 raise
             chosen = cheaper
-            log.info("asking a cheaper model", item=work.item.id, task_type=task_type, tier=str(chosen), why=str(error))
+            log.info("asking a cheaper model", item=work.item_id, task_type=task_type, tier=str(chosen), why=str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import orjson
 
@@ -16,9 +16,33 @@ from ...llm import AnswerCache, LLMRequest, LLMResult
 
 if TYPE_CHECKING:
     from ...swarm_infrastructure import SwarmInfrastructure
-    from ..work import Work
 
-__all__ = ["Answered", "Part", "answer_cache", "check_cache_s"]
+__all__ = ["Answered", "Asker", "Part", "answer_cache", "check_cache_s"]
+
+
+class Asker(Protocol):
+    """Who asks a model, and for which item: `Work` for an item in hand, a debater's seat for one that others hold."""
+
+    role: str
+
+    @property
+    def swarm(self) -> SwarmInfrastructure:
+        """Whose models, budgets and ledger."""
+
+    @property
+    def agent_id(self) -> str:
+        """Who asks."""
+
+    @property
+    def item_id(self) -> str:
+        """What for; answers are recorded for it."""
+
+    @property
+    def key(self) -> str:
+        """Names this stage of the item's life to the provider: the same in every attempt."""
+
+    def check(self) -> None:
+        """Raise if there is no point in asking any more."""
 
 
 class Answered:
@@ -59,7 +83,7 @@ def check_cache_s(cache_s: float) -> None:
 class Part:
     """One item's question, whether it is asked alone or with others."""
 
-    work: Work
+    work: Asker
     spender: Spender
     request: LLMRequest  #: as it is asked alone; its digest names the answer
     step: str  #: under which the answer is recorded for the item
@@ -68,12 +92,12 @@ class Part:
 
     @classmethod
     def of(
-        cls, work: Work, task_type: str, request: LLMRequest, *, step: str | None, tier: LLMTier, tags: Sequence[str],
+        cls, work: Asker, task_type: str, request: LLMRequest, *, step: str | None, tier: LLMTier, tags: Sequence[str],
         cost: int = 0,
     ) -> Self:  # fmt: skip
         """The part of the item in hand."""
         spender = Spender(
-            agent_id=work.claim.agent_id, role=work.role, task_id=work.item.id, tier=str(tier), tags=tuple(tags)
+            agent_id=work.agent_id, role=work.role, task_id=work.item_id, tier=str(tier), tags=tuple(tags)
         )
         return cls(
             work=work, spender=spender, request=request, step=f"{step or task_type}:{request.digest()[:32]}", cost=cost
@@ -81,7 +105,7 @@ class Part:
 
     async def known(self, cache_s: float) -> Answered | None:
         """The answer that was paid for already: for this step or, within *cache_s*, for any item."""
-        swarm, item_id = self.work.swarm, self.work.item.id
+        swarm, item_id = self.work.swarm, self.work.item_id
         recorded = await swarm.cost_manager.ledger.answer(item_id, self.step)
         if recorded is None and cache_s:
             cached = await answer_cache(swarm).get(self.request, max_age_s=cache_s)

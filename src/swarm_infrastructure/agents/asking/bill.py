@@ -79,7 +79,7 @@ class Bill:
             answer = answers[at] if answers else None
             record: dict[str, Any] = {}
             if answer is not None:
-                record = {"item_id": part.work.item.id, "step": part.step, "answer": orjson.dumps(answer.as_dict())}
+                record = {"item_id": part.work.item_id, "step": part.step, "answer": orjson.dumps(answer.as_dict())}
             booked.append(share.settle(used, usd=usd, facts=facts, **record))
             part.cost += usd
         await asyncio.shield(asyncio.gather(*booked))  # what is known by now is booked, also if nobody waits any more

@@ -96,7 +96,7 @@ class Asking:
             self._check()  # no money for a claim that is lost
             begun = await self._swarm.cost_manager.begin(
                 part.spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
-                facts=self._facts(part), hold_s=hold_s, item_id=part.work.item.id, step=part.step, pace=pace,
+                facts=self._facts(part), hold_s=hold_s, item_id=part.work.item_id, step=part.step, pace=pace,
                 **reserving_of(request),
             )  # fmt: skip
             match begun:
@@ -110,10 +110,10 @@ class Asking:
         return [result]
 
     def _facts(self, part: Part) -> dict[str, Any]:
-        return {"task_type": self._task_type, "item": part.work.item.id, "step": part.step}
+        return {"task_type": self._task_type, "item": part.work.item_id, "step": part.step}
 
     def _shown(self) -> dict[str, Any]:
-        return {"item": self._parts[0].work.item.id}
+        return {"item": self._parts[0].work.item_id}
 
     def _check(self) -> None:
         self._parts[0].work.check()

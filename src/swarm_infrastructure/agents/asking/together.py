@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import structlog
 from pydantic import BaseModel, create_model
@@ -27,12 +27,9 @@ from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest, LLMResult, SchemaMismatch, estimated_tokens
 from ...llm.types import json_of
 from .alone import ask, cheaper_tier, in_tier
-from .answers import Answered, Part, check_cache_s
+from .answers import Answered, Asker, Part, check_cache_s
 from .bill import Bill, split
 from .call import RETRY, Asking, pricing_of, reserving_of
-
-if TYPE_CHECKING:
-    from ..work import Work
 
 __all__ = ["ask_together"]
 
@@ -44,7 +41,7 @@ ALONE = {"refusal", "schema", "truncated"}  # kinds of `ModelError` that the sam
 
 @overload
 async def ask_together(
-    works: Sequence[Work], task_type: str, prompts: Sequence[str], *, schema: type[BaseModel],
+    works: Sequence[Asker], task_type: str, prompts: Sequence[str], *, schema: type[BaseModel],
     system: str | None = None, max_output_tokens_each: int = 1024, step: str | None = None, model: str | None = None,
     tier: str | None = None, tags: Sequence[str] = (), cache_s: float = 0.0, return_exceptions: Literal[False] = False,
     retry: RetryPolicy = RETRY, random: Random | None = None, **more: Any,
@@ -53,7 +50,7 @@ async def ask_together(
 
 @overload
 async def ask_together(
-    works: Sequence[Work], task_type: str, prompts: Sequence[str], *, schema: type[BaseModel],
+    works: Sequence[Asker], task_type: str, prompts: Sequence[str], *, schema: type[BaseModel],
     system: str | None = None, max_output_tokens_each: int = 1024, step: str | None = None, model: str | None = None,
     tier: str | None = None, tags: Sequence[str] = (), cache_s: float = 0.0, return_exceptions: bool,
     retry: RetryPolicy = RETRY, random: Random | None = None, **more: Any,
@@ -61,7 +58,7 @@ async def ask_together(
 
 
 async def ask_together(
-    works: Sequence[Work],
+    works: Sequence[Asker],
     task_type: str,
     prompts: Sequence[str],
     *,
@@ -161,14 +158,14 @@ async def ask_together(
     return [done[at] for at in range(len(works))]
 
 
-def _check_together(works: Sequence[Work], prompts: Sequence[str], more: Mapping[str, Any]) -> None:
+def _check_together(works: Sequence[Asker], prompts: Sequence[str], more: Mapping[str, Any]) -> None:
     if len(prompts) != len(works):
         raise InvalidInputError(
             "prompts", found=f"{len(prompts)} of them", needed=f"one for each of {len(works)} works"
         )
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidInputError("prompts", found=list(prompts), needed="texts: conversations can't share a call")
-    agents = sorted({work.claim.agent_id for work in works})
+    agents = sorted({work.agent_id for work in works})
     if len(agents) > 1 or len({id(work.swarm) for work in works}) > 1:
         raise InvalidInputError(
             "works", found=f"those of {', '.join(agents)}", needed="works of one agent in one swarm"
@@ -333,7 +330,7 @@ class AskingTogether(Asking):
         return error.held > mine and error.needed + mine <= error.left + error.held
 
     def _shown(self) -> dict[str, Any]:
-        return {"items": [part.work.item.id for part in self._parts]}
+        return {"items": [part.work.item_id for part in self._parts]}
 
     def _check(self) -> None:
         lost: dict[Part, SwarmError] = {}
