@@ -254,7 +254,6 @@ DETAILS = {
     "vote_closes_what_is_due": ("vote_debate.lua", "debating.close_due(context)", "local _"),
     "argue_closes_what_is_due": ("argue_debate.lua", "debating.close_due(context)", "local _"),
     "look_closes_what_is_due": ("look_debate.lua", "debating.close_due(context)", "local _"),
-    "forget_closes_what_is_due": ("forget_debate.lua", "debating.close_due(context)", "local _"),
     "forget_all_of_it": ("forget_debate.lua", "'DEL', keys[4], keys[5], keys[6]", "'DEL', keys[4]"),
     # events
     "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),

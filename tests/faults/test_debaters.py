@@ -1,4 +1,4 @@
-"""A debate among real processes: the moderator is killed, one debater is killed, one is slow; there is an outcome all the same."""
+"""A debate among real processes: the moderator is killed, a debater is killed, one is slow; there is an outcome all the same."""
 
 from __future__ import annotations
 

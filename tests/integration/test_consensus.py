@@ -705,6 +705,17 @@ async def test_an_open_debate_is_not_forgotten(debates: Debates) -> None:
     assert await debates.forget("d") is False
 
 
+async def test_a_debate_that_is_due_ends_before_it_is_forgotten(
+    debates: Debates, clock: ManualClock, told: TOLD
+) -> None:
+    await debates.open("d", "?")
+    await clock.advance(s=31)
+
+    assert await debates.forget("d") is True
+
+    assert told[-1][0] == "debate.consensus"
+
+
 async def test_votes_still_land_when_redis_is_out_of_memory(debates: Debates, board: Blackboard) -> None:
     await debates.open("d", "?", expected=1)
     await board.store.command("CONFIG", "SET", "maxmemory", "1")
@@ -768,7 +779,7 @@ async def test_an_answer_that_this_version_does_not_know_is_no_vote(debates: Deb
         for answer in (debates.vote("d", "a1", "publish"), debates.argue("d", "a1", "publish", "x"), debates.get("d")):
             with pytest.raises(LibraryMismatchError):
                 await answer
-        for other in (debates.open("e", "?"), debates.forget("d")):
+        for other in (debates.open("e", "?"), debates.cancel("d")):
             with pytest.raises(LibraryMismatchError):
                 await other
     finally:

@@ -176,7 +176,13 @@ class Debates:
         Raises:
             DebateRefusedError: it is open; cancel it first.
         """
-        match await self._call("forget_debate", check_id("debate id", debate_id), "1"):
+        try:
+            await self._look(
+                debate_id
+            )  # one whose deadline has passed is to end before it goes, and others to hear of it
+        except DebateNotFoundError:
+            return False
+        match await self._call("forget_debate", debate_id, "1"):
             case [b"forgotten"]:
                 return True
             case [b"missing"]:

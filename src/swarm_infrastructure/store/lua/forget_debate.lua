@@ -8,7 +8,6 @@ local function forget_debate(keys, argv)
     redis.call('ZREM', keys[3], argv[1])
     return { 'missing' }
   end
-  debating.close_due(context)
   if not context.debate.outcome then return { 'open' } end -- guard: forget_open
   local until_ms = tonumber(redis.call('ZSCORE', keys[3], argv[1]) or 0)
   if argv[3] ~= '1' and until_ms > context.now_ms then return { 'kept', whole(until_ms) } end -- guard: forget_kept
