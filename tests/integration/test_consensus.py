@@ -446,6 +446,9 @@ async def test_only_those_who_were_invited_argue_and_vote(debates: Debates, boar
             await debates.argue("d", agent, "publish", "because", role=role)
     assert await snapshot(board.store) == before
 
+    await debates.open("of_a1", "?", voters=["a1"])
+    with pytest.raises(DebateRefusedError, match="not invited"):
+        await debates.vote("of_a1", "a2", "publish")
     assert (await debates.vote("d", "a1", "publish")).counted
     assert (await debates.vote("d", "x", "publish", role="contra")).counted
 
