@@ -40,12 +40,13 @@ LIKELY = {
     "claim": "test_claims.py", "item": "test_claims.py", "gate": "test_claims.py", "most": "test_claims.py",
     "lane": "test_claims.py", "token": "test_claims.py", "end": "test_endings.py", "fail": "test_endings.py",
     "max": "test_endings.py", "renew": "test_leases.py", "reap": "test_leases.py", "change": "test_changes.py",
+    **dict.fromkeys(("debate", "argue", "vote", "look", "forget"), "test_consensus.py"),
     "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
 }  # fmt: skip
 FILES = (
     "test_claims.py", "test_endings.py", "test_changes.py", "test_submit.py", "test_leases.py", "test_sketch.py",
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
-    "test_store.py", "test_money.py",
+    "test_store.py", "test_money.py", "test_consensus.py",
 )  # fmt: skip
 
 
@@ -222,6 +223,38 @@ DETAILS = {
     "money_alert_remembered": ("70_money.lua", "counters[i][7] = level", "local _"),
     "money_rate_window": ("75_rates.lua", "now_ms >= began + window_ms or now_ms < began", "false"),
     "money_rate_alone": ("75_rates.lua", "most_tokens and calls > 0 and", "most_tokens and"),
+    # debates
+    "debate_weight": ("vote_debate.lua", "debate.weighted == '1' and tonumber(confidence) or 1000", "1000"),
+    "debate_weight_counted": ("vote_debate.lua", "debate.weighted == '1' and tonumber", "tonumber"),
+    "debate_decided_at_its_deadline": (
+        "80_debates.lua",
+        "'deadline', tonumber(debate.deadline_ms)",
+        "'deadline', context.now_ms",
+    ),
+    "debate_out_with_full_confidence": ("80_debates.lua", "local out = (expected - votes) * 1000", "local out = 0"),
+    "debate_second_of_all": ("80_debates.lua", "second = math.max(second, weight)", "local _"),
+    "debate_second_is_the_last_first": (
+        "80_debates.lua",
+        "second, best, leaders = math.max(best, 0),",
+        "best, leaders =",
+    ),
+    "debate_leaves_the_open": ("80_debates.lua", "redis.call('ZREM', context.open, context.id)", "local _"),
+    "debate_kept_as_long_as_asked": ("80_debates.lua", "context.now_ms + tonumber(debate.keep_ms)", "context.now_ms"),
+    "debate_closed_by_one": ("80_debates.lua", "redis.call('HGET', context.key, 'closer') == context.request", "true"),
+    "debate_invites_whole_names": ("80_debates.lua", "' ' .. name .. ' ', 1, true", "name, 1, true"),
+    "debate_no_role_is_no_name": ("80_debates.lua", "return name ~= '' and string.find", "return string.find"),
+    "debate_due_are_told": (
+        "open_debate.lua",
+        "debating.answer(context, 'stands', due)",
+        "debating.answer(context, 'stands', 0)",
+    ),
+    "vote_settles": ("vote_debate.lua", "debating.close_decided(context)", "local _"),
+    "vote_same_choice": ("vote_debate.lua", "tonumber(choice) == option and ", ""),
+    "vote_same_confidence": ("vote_debate.lua", " and sure == confidence", ""),
+    "vote_closes_what_is_due": ("vote_debate.lua", "debating.close_due(context)", "local _"),
+    "argue_closes_what_is_due": ("argue_debate.lua", "debating.close_due(context)", "local _"),
+    "look_closes_what_is_due": ("look_debate.lua", "debating.close_due(context)", "local _"),
+    "forget_all_of_it": ("forget_debate.lua", "'DEL', keys[4], keys[5], keys[6]", "'DEL', keys[4]"),
     # events
     "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),
     "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),

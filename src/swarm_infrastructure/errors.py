@@ -16,6 +16,8 @@
     │   ├── ClaimLostError             the lease ran out or the claim was ended: whatever it writes is stale
     │   ├── SectionFullError           a section's cap, or Redis' memory, is reached
     │   ├── LockNotAcquiredError
+    │   ├── DebateNotFoundError        no debate of this id: never opened, or forgotten
+    │   ├── DebateRefusedError         not invited, has voted otherwise, too many arguments, other facts
     │   ├── BudgetExceededError        a budget has less left than a call would cost
     │   ├── UnknownPriceError          no price is known for a model, so no call is made
     │   ├── RPCFailedError             whoever was called refused or failed
@@ -40,6 +42,8 @@ __all__ = [
     "BudgetExceededError",
     "ClaimLostError",
     "ConfigurationError",
+    "DebateNotFoundError",
+    "DebateRefusedError",
     "InvalidInputError",
     "ItemHeldError",
     "ItemNotFoundError",
@@ -219,6 +223,36 @@ class LockNotAcquiredError(RefusedError):
 
 
 LockAcquisitionError = LockNotAcquiredError  #: the name in the product document
+
+
+class DebateNotFoundError(RefusedError, KeyError):
+    """There is no debate of this id: it was never opened, or it is over and forgotten."""
+
+    def __init__(self, debate_id: str) -> None:
+        self.debate_id = debate_id
+        super().__init__(
+            f"no debate {debate_id!r}: found nothing, needed one that was opened and is kept; open it again"
+        )
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0])
+
+
+class DebateRefusedError(RefusedError):
+    """A debate does not take this from this agent; nothing was written.
+
+    Args:
+        debate_id: which one.
+        who: the agent; "" if it is about the debate itself.
+        kind: ``uninvited``, ``voted`` (otherwise, before), ``arguments`` (too many), ``differs`` (opened with other facts),
+            ``open`` (can't be forgotten yet).
+        why: what was found and needed.
+        standing: the ``Vote`` that stands, of ``voted``.
+    """
+
+    def __init__(self, debate_id: str, who: str, kind: str, why: str, *, standing: Any = None) -> None:
+        self.debate_id, self.who, self.kind, self.why, self.standing = debate_id, who, kind, why, standing
+        super().__init__(f"debate {debate_id!r}" + (f" refuses {who!r}" if who else "") + f": {why}")
 
 
 class BudgetExceededError(RefusedError):

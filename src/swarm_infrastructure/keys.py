@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from .errors import InvalidInputError
 
-__all__ = ["BoardKeys", "BusKeys", "LaneKeys", "TopicKeys", "check_id", "check_name", "lane_name"]
+__all__ = ["BoardKeys", "BusKeys", "DebateKeys", "LaneKeys", "TopicKeys", "check_id", "check_name", "lane_name"]
 
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+~-]{0,127}")
@@ -59,6 +59,15 @@ class LaneKeys:
     bell: str  #: list of at most one token: idle agents block on it
 
 
+@dataclass(frozen=True, slots=True)
+class DebateKeys:
+    """The keys of one debate."""
+
+    record: str  #: hash: its facts, tallies and verdict
+    arguments: str  #: hash: number → argument; of|agent → those it brought
+    votes: str  #: hash: agent → its vote
+
+
 class BoardKeys:
     """The keys of one board: ``swarm:{namespace:board}:…``."""
 
@@ -90,6 +99,8 @@ class BoardKeys:
         self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
         self.declared = prefix + "declared"  #: hash: scope → the limits that code or settings declared last
         self.rates = prefix + "rates"  #: hash: model:NAME, agent:ID → calls and tokens of a window, until when to wait
+        self.debates = prefix + "debates"  #: zset: open debates by their deadline (ms)
+        self.debates_closed = prefix + "debates_closed"  #: zset: closed debates by when they may be forgotten (ms)
         self._lanes: dict[str, LaneKeys] = {}
 
     def answers(self, item_id: str) -> str:
@@ -103,6 +114,11 @@ class BoardKeys:
     def vector(self, digest: str) -> str:
         """String: the embedding of a text, by the digest of model and text."""
         return f"{self.prefix}cache:vector:{digest}"
+
+    def debate(self, debate_id: str) -> DebateKeys:
+        """The keys of one debate."""
+        prefix = self.prefix
+        return DebateKeys(f"{prefix}debate:{debate_id}", f"{prefix}arguments:{debate_id}", f"{prefix}votes:{debate_id}")
 
     def lane(self, name: str) -> LaneKeys:
         """The keys of the lane called *name* (see `lane_name`)."""

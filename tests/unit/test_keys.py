@@ -12,11 +12,14 @@ from swarm_infrastructure.keys import BoardKeys, check_id, check_name, lane_name
 
 
 def every_key(keys: BoardKeys) -> list[str]:
-    lane = keys.lane("jobs/waiting/script")
+    lane, debate = keys.lane("jobs/waiting/script"), keys.debate("news_1")
     return [value for name, value in vars(keys).items() if not name.startswith("_") and name != "prefix"] + [
         lane.line,
         lane.timed,
         lane.bell,
+        debate.record,
+        debate.arguments,
+        debate.votes,
     ]
 
 
