@@ -219,6 +219,12 @@ async def test_a_debate_closes_as_soon_as_the_votes_still_out_cannot_change_it(d
     [
         pytest.param(["publish"], {"expected": 2, "quorum": 1}, id="the last vote could make it a tie"),
         pytest.param(
+            ["publish", "reject", "publish"], {"expected": 4, "quorum": 1, "threshold": 0.3}, id="it could draw level"
+        ),
+        pytest.param(
+            ["reject", "publish", "reject"], {"expected": 4, "quorum": 1, "threshold": 0.3}, id="so could the first"
+        ),
+        pytest.param(
             ["publish"] * 2, {"expected": 3, "quorum": 1, "threshold": 0.9}, id="the share could fall too low"
         ),
         pytest.param(["publish"] * 3, {"expected": 5, "quorum": 4}, id="the quorum is not there"),
@@ -446,6 +452,9 @@ async def test_only_those_who_were_invited_argue_and_vote(debates: Debates, boar
             await debates.argue("d", agent, "publish", "because", role=role)
     assert await snapshot(board.store) == before
 
+    await debates.open("of_a1", "?", voters=["a1"])
+    with pytest.raises(DebateRefusedError, match="not invited"):
+        await debates.vote("of_a1", "a2", "publish")
     assert (await debates.vote("d", "a1", "publish")).counted
     assert (await debates.vote("d", "x", "publish", role="contra")).counted
 
