@@ -219,6 +219,12 @@ async def test_a_debate_closes_as_soon_as_the_votes_still_out_cannot_change_it(d
     [
         pytest.param(["publish"], {"expected": 2, "quorum": 1}, id="the last vote could make it a tie"),
         pytest.param(
+            ["publish", "reject", "publish"], {"expected": 4, "quorum": 1, "threshold": 0.3}, id="it could draw level"
+        ),
+        pytest.param(
+            ["reject", "publish", "reject"], {"expected": 4, "quorum": 1, "threshold": 0.3}, id="so could the first"
+        ),
+        pytest.param(
             ["publish"] * 2, {"expected": 3, "quorum": 1, "threshold": 0.9}, id="the share could fall too low"
         ),
         pytest.param(["publish"] * 3, {"expected": 5, "quorum": 4}, id="the quorum is not there"),
