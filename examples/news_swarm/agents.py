@@ -2,39 +2,49 @@
 
 ::
 
+                                                        pro
+                                                         ╱╲
     sources ─ scout ─▶ raw_feed ─ scout ─▶ debate_queue ─ analyst ─▶ consensus ─ writer ─▶ review_queue ─ reviewer ─▶ approved
-                          │ near-copy          │ not news                             │ faults          publisher ─▶ published
-                          ▼ archive            ▼ archive                              ▼ archive
+                          │ near-copy             neutral  contra                     │ faults          publisher ─▶ published
+                          ▼ archive            ▼ archive: not news, or outvoted      ▼ archive
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 from swarm_infrastructure import (
+    Ballot,
     BaseAgent,
     BlackboardSection,
     Claims,
     ContentStatus,
+    Debate,
+    Debater,
     Item,
     NewsItem,
     Outcome,
+    Seat,
     Submission,
     Work,
 )
+from swarm_infrastructure.agents import bench
 from swarm_infrastructure.blackboard.queries import text_of
 from swarm_infrastructure.blackboard.similarity import REJECT
 
 from . import engine, output
 from .board import BOARD, SOURCES
-from .models import Choice, Review, Tags, Verdict, question
+from .models import STANCES, Choice, Opinion, Review, Tags, Verdict, question
 from .sources import Article, FeedError, read_source
 
-__all__ = ["Analyst", "Publisher", "Reviewer", "Scout", "Writer", "story_id"]
+__all__ = ["Analyst", "Contra", "Neutral", "Pro", "Publisher", "Reviewer", "Scout", "Writer", "story_id"]
 
+DEBATE_S = 15.0  # how long the debaters have; without a quorum by then the analyst decides
+SEATS_S = 3.0  # how long the list of debaters is believed
 DAILY = {"daily_limit": 2.00}  # dollars a day for all agents of a role together
 
 
@@ -135,12 +145,50 @@ def _is_ours(item: Item | None, location: str, run: str, article: Article) -> bo
     return item.payload.get("run") == run or item.status not in {*BOARD.final, BOARD.quarantine}
 
 
+class NewsDebater(Debater):
+    """Says what it thinks of an article, and votes."""
+
+    budget = DAILY
+
+    async def argue(self, debate: Debate, seat: Seat) -> Ballot | None:
+        """Read the article that the debate is about."""
+        item = await self.swarm.blackboard.find(debate.item_id)
+        if item is None:
+            return None
+        facts = {"stance": self.stance, "title": item.payload["title"], "content": item.payload["content"]}
+        told = (await seat.ask("debate_argument", **question(Opinion, **facts))).parsed
+        return Ballot(choice=told.choice, confidence=told.confidence, argument=told.argument)
+
+
+class Pro(NewsDebater):
+    """Looks for what speaks for a story."""
+
+    stance = "pro"
+
+
+class Contra(NewsDebater):
+    """Looks for what speaks against a story."""
+
+    stance = "contra"
+
+
+class Neutral(NewsDebater):
+    """Weighs both."""
+
+    stance = "neutral"
+
+
 class Analyst(BaseAgent):
-    """Decides whether an article is news, and from which angle to tell it."""
+    """Decides whether an article is news, has it debated, and says from which angle to tell it."""
 
     role = "analyst"
     claims = Claims(BlackboardSection.DEBATE_QUEUE, batch=8)
     budget = DAILY
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(**facts)
+        self._seats: dict[str, str] = {}
+        self._seats_read_at = -math.inf
 
     async def process(self, item: NewsItem, work: Work) -> Outcome:
         """Judge one article."""
@@ -154,10 +202,57 @@ class Analyst(BaseAgent):
                 patch={"verdict": told, "rejected_because": verdict.reasons[0]},
                 reason=f"not news: {verdict.reasons[0]}",
             )
+        debate = await self._debate(item, work)
+        if debate is not None and debate["position"] == "drop":
+            why = f"outvoted: {debate['share']:.0%} for dropping it"
+            return work.move(
+                BlackboardSection.ARCHIVE,
+                ContentStatus.ARCHIVED,
+                patch={"verdict": told, "debate": debate, "rejected_because": why},
+                reason=why,
+            )
         tags = (await work.ask("topic_tagging", **question(Tags, **facts))).parsed
         topics = list(dict.fromkeys([*tags.topics, *item.topics]))[:8]
-        patch = {"verdict": told, "topics": topics, "sentiment_score": tags.sentiment, "angle": verdict.angle}
+        patch = {
+            "verdict": told, "topics": topics, "sentiment_score": tags.sentiment, "angle": verdict.angle, "debate": debate,
+        }  # fmt: skip
         return work.move(BlackboardSection.CONSENSUS, patch=patch)
+
+    async def _debate(self, item: NewsItem, work: Work) -> dict[str, Any] | None:
+        """How the debaters who are here decide; None if there are none. Without a consensus the analyst's word counts."""
+        seats, debates = await self._bench(), self.swarm.debates
+        if not seats:
+            return None
+        debate = await debates.open(
+            f"{item.id}:{work.claim.token}", item.title[:4000], ("tell", "drop"), voters=list(seats.values()),
+            quorum=min(2, len(seats)), deadline_s=DEBATE_S, item_id=item.id, opened_by=self.agent_id,
+        )  # fmt: skip
+        verdict = await debates.wait(debate.id)
+        said = {argument.agent_id: argument.text for argument in await debates.arguments(debate.id)}
+        stances = {agent_id: stance for stance, agent_id in seats.items()}
+        votes: list[dict[str, Any]] = [
+            {
+                "stance": stances[vote.agent_id], "choice": vote.choice, "confidence": vote.confidence,
+                "argument": said.get(vote.agent_id, ""),
+            }
+            for vote in await debates.votes(debate.id)
+        ]  # fmt: skip
+        votes.sort(key=lambda vote: list(STANCES).index(vote["stance"]))
+        return {
+            "outcome": str(verdict.outcome),
+            "position": verdict.position,
+            "share": round(verdict.share, 3),
+            "votes": votes,
+        }
+
+    async def _bench(self) -> dict[str, str]:
+        """A debater for each stance; who is here is looked up every few seconds."""
+        now = asyncio.get_running_loop().time()
+        if now - self._seats_read_at > SEATS_S:
+            found = await bench(self.swarm)
+            self._seats = {stance: agent_id for stance, agent_id in found.items() if stance in STANCES}
+            self._seats_read_at = now
+        return self._seats
 
 
 class Writer(BaseAgent):

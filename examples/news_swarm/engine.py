@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from swarm_infrastructure.errors import InvalidInputError
@@ -630,6 +631,37 @@ def newsworthiness(title: str, text: str) -> Verdict:
     for factor, _ in against:
         confidence *= factor
     return Verdict(round(min(1.0, max(0.0, confidence)), 3), (*(reason for _, reason in against), *reasons))
+
+
+class Opinion(NamedTuple):
+    """What one side says about an entry."""
+
+    choice: str  #: tell or drop
+    confidence: float
+    argument: str
+
+
+_FAR_FROM_NEWS, _DOUBTFUL = (
+    0.85,
+    0.4,
+)  # above the first even the sceptic gives in; below the second a fair mind drops it
+
+
+def opinion(stance: str, title: str, text: str) -> Opinion:
+    """What ``pro``, ``contra`` or ``neutral`` makes of an entry: the same signs, weighed from another side.
+
+    With equal weights for all three, an entry is told from a newsworthiness of 0.4 on.
+    """
+    verdict = newsworthiness(title, text)
+    sure, told = verdict.confidence, "; ".join(verdict.reasons)
+    if stance == "pro":
+        return Opinion("tell", sure, f"Tell it: {told}.")
+    if stance == "contra" and sure >= _FAR_FROM_NEWS:
+        return Opinion("tell", round(1 - sure, 3), f"Hardly anything speaks against it: {told}.")
+    if stance == "contra":
+        return Opinion("drop", round(1 - sure, 3), f"Drop it, too little speaks for it: {told}.")
+    choice = "tell" if sure >= _DOUBTFUL else "drop"
+    return Opinion(choice, round(min(1.0, 0.5 + abs(sure - _DOUBTFUL)), 3), f"On balance {choice} it: {told}.")
 
 
 # --- scripts -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run as a script: make the examples importable, 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.news_swarm import output
-from examples.news_swarm.agents import Analyst, Publisher, Reviewer, Scout, Writer
+from examples.news_swarm.agents import Analyst, Contra, Neutral, Pro, Publisher, Reviewer, Scout, Writer
 from examples.news_swarm.board import BOARD, SOURCES
 from examples.news_swarm.engine import ENGINE_NOTE
 from examples.news_swarm.models import choose_models
@@ -65,7 +65,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 def build_swarm(out: Path, *, budget: float | None = None) -> Swarm:
     """The agents on their board, with their models."""
     settings = Settings.load()
-    agents: list[Callable[..., BaseAgent]] = [Scout, Analyst, Writer, Reviewer, partial(Publisher, out=out)]
+    agents: list[Callable[..., BaseAgent]] = [Scout, Pro, Contra, Neutral, Analyst, Writer, Reviewer]
+    agents.append(partial(Publisher, out=out))
     models = choose_models(settings)._asdict()
     return Swarm(agents, board=BOARD, settings=settings, budget=Budget(daily_limit=budget), **models)
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ from swarm_infrastructure.llm import LLMChunk, estimated_tokens, parse_answer
 
 from . import engine
 
-__all__ = ["Choice", "ExtractiveModel", "Models", "Review", "Tags", "Verdict", "choose_models", "question"]
+__all__ = ["Choice", "ExtractiveModel", "Models", "Opinion", "Review", "Tags", "Verdict", "choose_models", "question"]
 
 HERE = Path(__file__).resolve().parent
 LONGEST = 24_000  # characters of an article that a model is shown
@@ -41,6 +41,14 @@ class Verdict(BaseModel):
     angle: str = Field(description="the sentence of the article that says what it comes down to")
 
 
+class Opinion(BaseModel):
+    """What a debater thinks of an article."""
+
+    choice: Literal["tell", "drop"] = Field(description="tell the story, or drop it")
+    confidence: float = Field(ge=0, le=1, description="how sure you are of the choice")
+    argument: str = Field(max_length=2000, description="two or three plain sentences, from the article alone")
+
+
 class Choice(BaseModel):
     """Which sentences make the script."""
 
@@ -53,7 +61,14 @@ class Review(BaseModel):
     faults: list[str] = Field(description="plain sentences; empty if it may be published")
 
 
+STANCES = {
+    "pro": "You look for what speaks for telling a story.",
+    "contra": "You look for what speaks against telling a story.",
+    "neutral": "You weigh what speaks for and against telling a story.",
+}
 INSTRUCTIONS = {
+    Opinion: "Say in a debate what you think of the news article in the user's JSON. Take the stance that it names:"
+    + "".join(f" {name}: {text}" for name, text in STANCES.items()),
     Tags: "Name the topics of the news article in the user's JSON and its sentiment.",
     Verdict: "Judge whether the entry in the user's JSON is a news story (no advert, menu, list of links or teaser).",
     Choice: "Choose the sentences of the article in the user's JSON that tell its story in a short video. Never write your own.",
@@ -115,6 +130,11 @@ def _judge(facts: dict[str, Any]) -> Verdict:
     )  # fmt: skip
 
 
+def _argue(facts: dict[str, Any]) -> Opinion:
+    choice, confidence, argument = engine.opinion(facts["stance"], facts["title"], facts["content"])
+    return Opinion.model_validate({"choice": choice, "confidence": confidence, "argument": argument[:2000]})
+
+
 def _choose(facts: dict[str, Any]) -> Choice:
     script = engine.write_script(facts["title"], facts["content"], facts["source"], facts["url"])
     return Choice(sentences=[line.sentence_position for line in script.lines if line.sentence_position >= 0])
@@ -127,6 +147,7 @@ def _review(facts: dict[str, Any]) -> Review:
 _ANSWERS: dict[Any, Callable[[dict[str, Any]], BaseModel]] = {
     Tags: _tag,
     Verdict: _judge,
+    Opinion: _argue,
     Choice: _choose,
     Review: _review,
 }

@@ -72,6 +72,7 @@ def _story(item: Item, events: Sequence[Event], copies: Sequence[Item], cost: in
         "topics": told.get("topics", []),
         "sentiment": told.get("sentiment_score", 0.0),
         "verdict": told.get("verdict", {}),
+        "debate": told.get("debate"),
         "script": told["script"],
         "sources": [_source(item, 1.0), *(_source(copy, copy.payload.get("similarity")) for copy in copies)],
         "related_to": told.get("related_to", []),

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agents import BaseAgent, Claims, Outcome, Swarm, Work
+    from .agents import Ballot, BaseAgent, Claims, Debater, Outcome, Seat, Swarm, Work
     from .blackboard import (
         NEWS,
         Blackboard,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         job_board,
     )
     from .config import Settings
+    from .consensus import Debate, DebateOutcome, Debates
     from .cost_manager import (
         TASK_TIER_MAPPING,
         AgentBudget,
@@ -64,6 +65,7 @@ __all__ = [
     "TASK_TIER_MAPPING",
     "AgentBudget",
     "AnthropicClient",
+    "Ballot",
     "BaseAgent",
     "Blackboard",
     "BlackboardSection",
@@ -77,6 +79,10 @@ __all__ = [
     "ConfigurationError",
     "ContentStatus",
     "CostManager",
+    "Debate",
+    "DebateOutcome",
+    "Debater",
+    "Debates",
     "Item",
     "LLMClient",
     "LLMModel",
@@ -97,6 +103,7 @@ __all__ = [
     "Priority",
     "RefusedError",
     "RetryPolicy",
+    "Seat",
     "Section",
     "Settings",
     "Spender",
@@ -120,6 +127,7 @@ __all__ = [
 
 _HOMES = (
     "errors", "config", "usage", "blackboard", "failure_recovery", "monitoring", "cost_manager", "llm", "message_bus",
+    "consensus",
     "swarm_infrastructure",
     "agents",
 )  # fmt: skip

@@ -20,13 +20,14 @@ import structlog
 from .blackboard import NEWS, Blackboard, Board, Claim, Place
 from .blackboard.leases import Lease
 from .config import Settings
+from .consensus import Debates
 from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Prices, TierTable
 from .cost_manager.money import to_dollars
 from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
 from .failure_recovery import RetryPolicy, backoff_s
 from .llm import LLMClient
-from .message_bus import Controls, Hub, Message, MessageBus, MessageType, TaskQueues
+from .message_bus import Channels, Controls, Heard, Hub, Message, MessageBus, MessageType, TaskQueues
 from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
@@ -79,6 +80,9 @@ class SwarmInfrastructure:
         self._hub: Hub | None = None
         self._queues: TaskQueues | None = None
         self._message_bus: MessageBus | None = None
+        self._debates: Debates | None = None
+        self._decided = asyncio.Event()  # set and renewed when some debate ends
+        self._hears_debates: Callable[[], Any] | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
         self._random = Random()
 
@@ -108,6 +112,40 @@ class SwarmInfrastructure:
         if self._hub is None or self._queues is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return MessageBus(self._hub, self._queues, agent_id, role=role)
+
+    @property
+    def debates(self) -> Debates:
+        """The debates of the board; there once connected."""
+        if self._debates is None:
+            board = self.blackboard
+            self._debates = Debates(
+                board.store, board.keys, self._tell_of_debate, listen=self._hear_of_debate, random=self._random
+            )
+        return self._debates
+
+    async def _tell_of_debate(self, msg_type: str, facts: Mapping[str, Any]) -> None:
+        bus = self.message_bus
+        message = Message.create(msg_type, bus.agent_id, payload=dict(facts))
+        if msg_type != MessageType.DEBATE_INVITE:
+            await bus.publish(Channels.DEBATES, message)
+        elif facts["voters"] or facts["roles"]:
+            told = [bus.send_to_agent(agent_id, message) for agent_id in facts["voters"]]
+            await asyncio.gather(*told, *(bus.send_to_tier(role, message) for role in facts["roles"]))
+        else:
+            await bus.broadcast(message)
+
+    async def _hear_of_debate(self, debate_id: str) -> None:
+        """Return when some debate has ended: which one, `Debates.wait` looks up."""
+        assert self._hub is not None
+        if self._hears_debates is None:
+
+            def heard(each: Heard) -> None:
+                if each.message.type == MessageType.DEBATE_CONSENSUS:
+                    self._decided.set()
+                    self._decided = asyncio.Event()
+
+            self._hears_debates = await self._hub.listen([Channels.DEBATES], heard)
+        await self._decided.wait()
 
     @property
     def controls(self) -> Controls:
@@ -170,6 +208,7 @@ class SwarmInfrastructure:
         await self._stack.aclose()
         self._blackboard = self._cost_manager = None
         self._hub = self._queues = self._message_bus = None
+        self._debates = self._hears_debates = None
         self._clients.clear()
 
     async def _tell_of_alert(self, alert: Alert) -> None:

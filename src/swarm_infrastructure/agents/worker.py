@@ -67,7 +67,8 @@ class Worker:
         if signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.tell_to_stop)
-        sweeper = Sweeper(self._swarm.blackboard, chores=(self._swarm.cost_manager.ledger.sweep,))
+        swarm = self._swarm
+        sweeper = Sweeper(swarm.blackboard, chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep))
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")
         runs: list[asyncio.Task[None]] = []

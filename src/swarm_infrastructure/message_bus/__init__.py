@@ -5,7 +5,7 @@ from __future__ import annotations
 from .bus import MessageBus
 from .channels import Channels
 from .controls import Controls
-from .hub import Gap, Hub
+from .hub import Gap, Heard, Hub
 from .messages import MAX_MESSAGE_BYTES, Message, MessageType, TaskMessage
 from .task_queues import TaskQueues
 
@@ -14,6 +14,7 @@ __all__ = [
     "Channels",
     "Controls",
     "Gap",
+    "Heard",
     "Hub",
     "Message",
     "MessageBus",

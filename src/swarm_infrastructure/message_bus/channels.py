@@ -28,6 +28,8 @@ class Channels:
     QUEUE_PRODUCTION = "swarm.work.production"
     QUEUE_REVIEW = "swarm.work.review"
 
+    DEBATES = "swarm.debates"  #: arguments, votes and outcomes
+
     RPC_BLACKBOARD = "swarm.rpc.blackboard"
     RPC_COST_TRACKER = "swarm.rpc.cost_tracker"
     RPC_MONITOR = "swarm.rpc.monitor"
