@@ -23,7 +23,7 @@ def answer(body: dict[str, Any]) -> Plan:
     facts = orjson.loads(body["messages"][-1]["content"])
     told: dict[str, Any] = {
         "confidence": 0.8, "reasons": ["it is news"], "angle": facts["title"], "topics": ["town"], "sentiment": 0.0,
-        "sentences": [0, 1, 2, 3, 999], "faults": [],
+        "sentences": [0, 1, 2, 3, 999], "faults": [], "choice": "tell", "argument": "it is news",
     }  # fmt: skip
     return Plan(text=json.dumps({name: told[name] for name in wanted}))
 

@@ -6,6 +6,7 @@ It holds no items. An invitation wakes it; one that it missed it finds on the bo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -30,6 +31,7 @@ __all__ = ["Ballot", "Debater", "Seat"]
 log = structlog.get_logger(__name__)
 LOOK_S = 1.0  # how long it trusts its ears; a missed invitation costs this much
 AGAIN_S = 2.0  # before it tries a debate again in which it failed
+TRIES = 3  # in one debate: an opinion may cost money each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +110,11 @@ class Debater(BaseAgent):
         if self.stance and self.stance not in self.capabilities:
             self.capabilities = (*self.capabilities, self.stance)  # type: ignore[misc]  # so that others find it
         self._called: asyncio.Event | None = None
-        self._failed_at: dict[str, float] = {}
+        self._failures: dict[str, list[float]] = {}  # debate → when it failed there
         self._random = Random()
 
     async def argue(self, debate: Debate, seat: Seat) -> Ballot | None:
-        """Say what it thinks. None: it abstains. An exception is tried again as long as the debate lasts."""
+        """Say what it thinks. None: it abstains. What raises is tried three times."""
         raise NotImplementedError(f"{type(self).__name__} must override argue")
 
     async def _process_cycle(self) -> None:
@@ -130,16 +132,19 @@ class Debater(BaseAgent):
             return  # paused, by somebody or for want of money
         now = asyncio.get_running_loop().time()
         found = await self.swarm.debates.open_debates(self.agent_id, self.role)
-        due = [each for each in found if now - self._failed_at.get(each.id, -AGAIN_S) >= AGAIN_S]
-        self._failed_at = {name: at for name, at in self._failed_at.items() if now - at < AGAIN_S}
-        await asyncio.gather(*(self._take_part(debate) for debate in due))
+        self._failures = {each.id: self._failures[each.id] for each in found if each.id in self._failures}
+        await asyncio.gather(*(self._take_part(debate) for debate in found if self._may_try(debate, now)))
+
+    def _may_try(self, debate: Debate, now: float) -> bool:
+        failed = self._failures.get(debate.id, [])
+        return not failed or (len(failed) < TRIES and now - failed[-1] >= AGAIN_S)
 
     async def _take_part(self, debate: Debate) -> None:
         seat = Seat(self.swarm, debate, self.agent_id, self.role, self.stance)
         try:
             ballot = await self.argue(debate, seat)
             if ballot is None:
-                self._failed_at[debate.id] = float("inf")
+                self._failures[debate.id] = [math.inf]
                 return
             if not isinstance(ballot, Ballot):
                 raise InvalidInputError(f"{type(self).__name__}.argue", found=ballot, needed="a Ballot, or None")
@@ -154,7 +159,7 @@ class Debater(BaseAgent):
         except DebateRefusedError as error:
             log.info("not taken part", debate=debate.id, agent=self.agent_id, why=error.why)
         except Exception as error:  # the rim: an opinion may raise anything
-            self._failed_at[debate.id] = asyncio.get_running_loop().time()
+            self._failures.setdefault(debate.id, []).append(asyncio.get_running_loop().time())
             log.warning(
                 "no opinion yet", debate=debate.id, agent=self.agent_id, error=str(error) or repr(error),
                 exc_info=not isinstance(error, SwarmError),
