@@ -51,20 +51,22 @@ async def _read(board: str | None) -> list[AuditReport]:
         names = await session.boards(board)
         if not names:
             raise session.no_boards()
-        return [await _both(session, name) for name in names]
+        return [await _whole(session, name) for name in names]
 
 
-async def _both(session: Session, name: str) -> AuditReport:
-    """The audit of the board and of its money."""
+async def _whole(session: Session, name: str) -> AuditReport:
+    """The audit of the board, of its money and of its debates."""
     from ..blackboard.audit import audit as audit_board
+    from ..consensus import audit_debates
     from ..cost_manager import Ledger, audit_money
     from ..cost_manager.budgets import zone
     from ..keys import BoardKeys
 
     namespace = session.settings.namespace
     report = await audit_board(session.store, namespace, name)
-    ledger = Ledger(session.store, BoardKeys(namespace, name), zone(session.settings.budget_tz))
-    report.breaches += await audit_money(ledger)
+    keys = BoardKeys(namespace, name)
+    report.breaches += await audit_money(Ledger(session.store, keys, zone(session.settings.budget_tz)))
+    report.breaches += await audit_debates(session.store, keys)
     return report
 
 
