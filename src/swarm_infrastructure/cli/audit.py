@@ -51,10 +51,10 @@ async def _read(board: str | None) -> list[AuditReport]:
         names = await session.boards(board)
         if not names:
             raise session.no_boards()
-        return [await _whole(session, name) for name in names]
+        return [await _audit_all(session, name) for name in names]
 
 
-async def _whole(session: Session, name: str) -> AuditReport:
+async def _audit_all(session: Session, name: str) -> AuditReport:
     """The audit of the board, of its money and of its debates."""
     from ..blackboard.audit import audit as audit_board
     from ..consensus import audit_debates

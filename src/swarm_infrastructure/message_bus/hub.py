@@ -104,7 +104,7 @@ class Hub:
                     keys.append(self.keys.history(msg_type))
                     place = places[msg_type] = len(keys)
             args += (self.keys.channel(channel), body, msg_type, place, self._history)
-        return list(await self._store.call("publish", keys, args))
+        return list(await self._store.call("tell", keys, args))
 
     # -- calls: lists that one handler takes from -------------------------------------------------------------------
 
