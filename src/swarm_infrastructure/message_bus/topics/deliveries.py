@@ -389,14 +389,14 @@ class Deliveries:
 
     async def _renew_quietly(self) -> None:
         try:
-            await self.renew()
+            await self.renew(least_s=self._lease_s * RENEW_AT * 0.9)
         except SwarmError as error:  # the leases run out, and whoever works on them is told
             log.warning("partitions not renewed", topic=self.topic.name, group=self.group, why=str(error))
 
-    async def renew(self) -> int:
-        """Renew the leases that are due. Returns how many were; the running consumer does this by itself."""
+    async def renew(self, *, least_s: float = 0.0) -> int:
+        """Renew the leases that were not renewed for *least_s*. Returns how many; a running consumer does so by itself."""
         now = asyncio.get_running_loop().time()
-        due = [hand for hand in self._hands.values() if now - hand.confirmed_at >= self._lease_s * RENEW_AT * 0.9]
+        due = [hand for hand in self._hands.values() if now - hand.confirmed_at >= least_s]
         if not due:
             return 0
         args: list[Any] = [self.name, round(self._lease_s * 1000)]

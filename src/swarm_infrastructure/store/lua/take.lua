@@ -12,14 +12,15 @@ local function read_group(stream, group, after, n)
 end
 
 -- take_pending: what was delivered before. Attempts are counted for the entry that was in work alone: the head of the line.
+-- Where that is not the one that the seat knows, and its holder did not leave, it had come to it and died of it, or with it.
 local function take_pending(context, stream, partition, seat, n, rows)
-  local after, first = '0', true
+  local after, first, unknown = '0', true, seat.holder == '-' and 0 or 1
   repeat
     local found = read_group(stream, context.group, after, n - #rows)
     for _, row in ipairs(found) do
       local id, fields = row[1], row[2]
       after = id
-      local used = first and (seat.head == id and seat.used or 1) or 0
+      local used = first and (seat.head == id and seat.used or unknown) or 0
       first = false
       if not fields then -- guard: take_deleted
         redis.call('XACK', stream, context.group, id)
