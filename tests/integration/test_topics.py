@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from bus import bus_clock, stored
 from given import Connect, Tape, in_time, snapshot, until
 from pydantic import BaseModel
 
@@ -37,10 +38,7 @@ def topics(store: Store) -> Topics:
 
 @pytest.fixture
 def clock(topics: Topics) -> ManualClock:
-    async def add_ms(ms: int) -> int:
-        return int(await topics.store.command("HINCRBY", topics.keys.rules, "clock_offset_ms", ms))
-
-    return ManualClock(add_ms)
+    return bus_clock(topics)
 
 
 @pytest.fixture
@@ -82,10 +80,6 @@ async def looked(tape: Tape, times: int = 3) -> None:
 
 async def _true(value: bool) -> bool:
     return value
-
-
-async def stored(topic: Topic) -> list[Any]:
-    return [each.decode(Any, topic.codec) for each in await topic.read(count=10_000)]
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
@@ -360,6 +354,41 @@ async def test_a_dropped_group_ends_its_consumers_with_an_error_that_says_so(top
         await topic.replay("g", "earliest")
     with pytest.raises(InvalidInputError, match="batch"):
         topic.consume("g", batch=0)
+
+
+async def test_who_held_a_partition_of_a_group_that_was_made_anew_changes_nothing(
+    topic: Topic, consume: Consume
+) -> None:
+    await topic.publish("work")
+    old = await consume(topic, name="c1")
+    stale = await next_of(old)
+    old.stop_taking()
+    await topic.drop_group("g")
+    await next_of(await consume(topic, name="c1"))
+
+    with pytest.raises(DeliveryLostError, match="somebody else's"):
+        await stale.done()
+    assert (await topic.lag("g")).total == 1
+
+
+async def test_a_consumer_holds_no_more_partitions_than_it_has_slots(topics: Topics, consume: Consume) -> None:
+    topic = await topics.open("wide")
+    await topic.publish_many(list(range(100)))
+    tape = Tape(topic.store)
+    deliveries = await consume(topic, slots=2, batch=2)
+    first, second = await next_of(deliveries), await next_of(deliveries)
+
+    assert deliveries.in_hand == 2
+    assert first.message.partition != second.message.partition
+    assert tape.count("take") == 1, "who has no room does not ask"
+
+
+async def test_an_idle_consumer_looks_when_a_lease_ends_or_a_delay(topic: Topic, consume: Consume) -> None:
+    await topic.publish("work")
+    deliveries = await consume(topic, poll_s=60)
+    assert await (await next_of(deliveries)).fail("no", retry_in_s=0.2)
+
+    assert (await next_of(deliveries)).attempt == 2
 
 
 async def test_entries_that_somebody_deleted_are_passed_over(

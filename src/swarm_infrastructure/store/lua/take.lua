@@ -67,7 +67,7 @@ local function take(keys, argv)
   for i = 0, partitions - 1 do
     local p = (start + i) % partitions
     local seat, stream = unpack_seat(known[p + 3]), keys[4 + p]
-    if seat.until_ms > now_ms and seat.holder == holder and seat.request == request then -- guard: take_repeat
+    if seat.until_ms > now_ms and seat.request == request then -- guard: take_repeat
       local rows = read_group(stream, group, '0', each)
       hands[#hands + 1] = { p, seat.token, whole(seat.until_ms), seat.used, rows }
     elseif seat.until_ms > now_ms then -- guard: take_held
