@@ -33,6 +33,11 @@ GUARD = re.compile(r"^(?P<code>.*?)\s*-- guard: (?P<name>\w+)\s*$")
 # Where the killer of a mutant is to be looked for first, by the beginning of its name.
 LIKELY = {
     **dict.fromkeys(
+        ("topic", "entry", "trim", "publish", "open", "group", "take", "finish", "renew_seat", "replay", "redrive"),
+        "test_topics.py",
+    ),
+    "tick": "test_timers.py",
+    **dict.fromkeys(
         ("reserve", "settle", "release_sent", "mark", "expire", "alert", "gate_kept", "gate_of_money", "gate_window",
          "gates_opened", "limits", "admit", "slow", "money"), "test_money.py",
     ),
@@ -47,6 +52,7 @@ FILES = (
     "test_claims.py", "test_endings.py", "test_changes.py", "test_submit.py", "test_leases.py", "test_sketch.py",
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
     "test_store.py", "test_money.py", "test_consensus.py",
+    "test_store.py", "test_money.py", "test_topics.py", "test_processor.py", "test_timers.py",
 )  # fmt: skip
 
 
@@ -90,6 +96,8 @@ EDITS = {
     "reserve_window": ("fits and reserve_one", "reserve_one"),
     "admit_calls": ("most_calls and calls + 1 > most_calls", "false"),
     "slow_down_longest": ("math.max(tonumber(until_ms), now_ms + tonumber(argv[2]))", "now_ms + tonumber(argv[2])"),
+    "topic_partitions": (" and topic.partitions == tonumber(partitions)", ""),
+    "redrive_once": ("if row then", "do"),
     "item_lane": ("not claimable(context.rules, lane)", "(claimable(context.rules, lane) and false)"),
 }
 
@@ -259,6 +267,73 @@ DETAILS = {
     "change_event_request": ("50_changes.lua", "'request', changes.request", "'request', ''"),
     "change_found_far_back": ("50_changes.lua", "local FARTHEST = 100", "local FARTHEST = 3"),
     "sketch_band_bounded": ("sketch.lua", "if not mine and n < BAND_IDS then", "if not mine then"),
+    # topics
+    "take_token_by_the_clock": (
+        "take.lua",
+        "math.max(tonumber(known[2] or 0) + 1, now_us)",
+        "tonumber(known[2] or 0) + 1",
+    ),
+    "take_attempt_counted": ("take.lua", "seat.head, seat.used = id, used + 1", "seat.head, seat.used = id, used"),
+    "take_crash_counted": ("take.lua", "seat.holder == '-' and 0 or 1", "0"),
+    "take_leaving_not_counted": ("take.lua", "seat.holder == '-' and 0 or 1", "1"),
+    "take_head_alone_counted": ("take.lua", "first and (seat.head == id and seat.used or unknown) or 0", "unknown"),
+    "take_pending_first": (
+        "take.lua",
+        "until #found == 0 or #rows >= n\nend\n\nlocal function take_new",
+        "until true\nend\n\nlocal function take_new",
+    ),
+    "take_new_head": ("take.lua", "if #rows == 1 then seat.head, seat.used = row[1], 1 end", "local _"),
+    "take_due": ("take.lua", "due_ms and whole(due_ms - now_ms) or ''", "''"),
+    "take_room": ("take.lua", "elseif #hands < room then", "else"),
+    "finish_gives_up": (
+        "finish.lua",
+        "if ending.leave == '1' then leave_seat(seat, '-', 0, 0) end\n  return { 'done', '' }",
+        "return { 'done', '' }",
+    ),
+    "finish_gives_up_dead": (
+        "finish.lua",
+        "if ending.leave == '1' then leave_seat(seat, '-', 0, 0) end\n  return { 'dead'",
+        "return { 'dead'",
+    ),
+    "finish_delay": ("finish.lua", "context.now_ms + tonumber(ending.delay_ms)", "0"),
+    "finish_remembered": ("finish.lua", "seat.ended = table.concat", "local _ = table.concat"),
+    "finish_used_kept": ("finish.lua", "leave_seat(seat, ending.entry, used, ", "leave_seat(seat, ending.entry, 0, "),
+    "finish_free_used": ("finish.lua", "tonumber(ending.attempts), 0)", "1, 0)"),
+    "finish_acknowledged": (
+        "finish.lua",
+        "redis.call('XACK', ending.stream, context.group, ending.entry)\n  for",
+        "for",
+    ),
+    "topic_bury_acknowledged": (
+        "80_topics.lua",
+        "redis.call('XACK', stream, group, entry)\n  return add_entry",
+        "return add_entry",
+    ),
+    "renew_seat_never_shortens": (
+        "renew_partitions.lua",
+        "math.max(seat.until_ms, now_ms + tonumber(argv[2]))",
+        "now_ms + tonumber(argv[2])",
+    ),
+    "replay_takes_seats": ("replay_group.lua", "redis.call('HDEL', keys[2], whole(i - 3))", "local _"),
+    "redrive_gone": ("redrive.lua", "redis.call('XDEL', keys[3], argv[i])", "local _"),
+    "redrive_for_its_group": ("redrive.lua", "fields[#fields + 1] = facts.group", "fields[#fields + 1] = nil"),
+    "publish_remembered": ("80_topics.lua", "redis.call('HSET', message.topic.recent[1], message.id, ", "local _ = ("),
+    "publish_older_ids": ("80_topics.lua", " or redis.call('HGET', topic.recent[2], id) or nil", ""),
+    "publish_ids_forgotten": ("80_topics.lua", "redis.call('UNLINK', b)", "local _"),
+    "publish_ids_forgotten_both": (
+        "80_topics.lua",
+        "if now_ms - began_a >= 2 * RECENT_MS then redis.call('UNLINK', a) end",
+        "",
+    ),
+    "publish_hint": ("80_topics.lua", "redis.call('PUBLISH', topic.channel, '1')", "local _"),
+    "trim_age": ("trim_topic.lua", "now_ms - topic.keep_ms", "now_ms"),
+    "trim_share": ("trim_topic.lua", "redis.call('XLEN', stream) - share", "redis.call('XLEN', stream)"),
+    "group_lag_known": ("80_topics.lua", "if behind <= COUNTED then", "if false then"),
+    "topic_laggard": ("80_topics.lua", "if before[group.name] > most then", "if most < 0 then"),
+    "topic_room_made": ("80_topics.lua", "if not topic.cleared then", "if false then"),
+    "open_settings_kept": ("open_topic.lua", "old and old.most or 1000000", "1000000"),
+    "tick_moves_on": ("tick.lua", "redis.call('HSET', keys[3], argv[1], argv[3] .. '|' .. text)", "local _"),
+    "tick_of_a_changed_timer": ("read_timers.lua", "(last_ms or whole(now_ms)) .. '|'", "whole(now_ms) .. '|'"),
     "sketch_place_kept": ("sketch.lua", "local laid = place > 0", "local laid = false"),
 }
 

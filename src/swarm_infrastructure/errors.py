@@ -6,6 +6,7 @@
     ├── ConfigurationError             fix the settings, the board or the server, start again
     │   ├── BoardError                 a board that contradicts itself
     │   ├── BoardMismatchError         Redis holds another board under this name
+    │   ├── TopicMismatchError         Redis holds a topic of this name with other partitions
     │   ├── LibraryMismatchError       the server holds another build of the function library
     │   ├── ServerUnfitError           a Redis that can't carry a board (no functions, evicts keys)
     │   └── MissingExtraError          an optional part that is not installed
@@ -18,6 +19,8 @@
     │   ├── LockNotAcquiredError
     │   ├── DebateNotFoundError        no debate of this id: never opened, or forgotten
     │   ├── DebateRefusedError         not invited, has voted otherwise, too many arguments, other facts
+    │   ├── TopicNotFoundError · TopicFullError · GroupNotFoundError
+    │   ├── DeliveryLostError          the lease on a partition ran out: whatever its holder writes is stale
     │   ├── BudgetExceededError        a budget has less left than a call would cost
     │   ├── UnknownPriceError          no price is known for a model, so no call is made
     │   ├── RPCFailedError             whoever was called refused or failed
@@ -44,6 +47,8 @@ __all__ = [
     "ConfigurationError",
     "DebateNotFoundError",
     "DebateRefusedError",
+    "DeliveryLostError",
+    "GroupNotFoundError",
     "InvalidInputError",
     "ItemHeldError",
     "ItemNotFoundError",
@@ -62,6 +67,9 @@ __all__ = [
     "ServerUnfitError",
     "StoreUnavailableError",
     "SwarmError",
+    "TopicFullError",
+    "TopicMismatchError",
+    "TopicNotFoundError",
     "UnavailableError",
     "UnknownPriceError",
     "UnknownSectionError",
@@ -99,6 +107,17 @@ class BoardMismatchError(ConfigurationError):
             else "replace it with: swarm run TARGET --replace-board (or Blackboard.open(replace=True))"
         )
         super().__init__(f"board {board!r} in Redis is {found[:12]}, this program brings {needed[:12]}{why}; {step}")
+
+
+class TopicMismatchError(ConfigurationError):
+    """Redis holds a topic of this name with another number of partitions."""
+
+    def __init__(self, topic: str, *, found: int, needed: int) -> None:
+        self.topic, self.found, self.needed = topic, found, needed
+        super().__init__(
+            f"topic {topic!r} has {found} partitions, this program opens it with {needed}; the number can't change, because "
+            f"keys would lose their order: open it with partitions={found}, or publish to a new topic"
+        )
 
 
 class LibraryMismatchError(ConfigurationError):
@@ -208,6 +227,49 @@ class SectionFullError(RefusedError):
         super().__init__(
             f"section {section!r} takes no more items: found {found}, needed {needed}; "
             "submit again when agents have worked some off"
+        )
+
+
+class TopicNotFoundError(RefusedError):
+    """A topic was never opened, or was opened anew with other partitions."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        super().__init__(
+            f"topic {topic!r}: found none that is open as this program knows it; open it again: topics.open()"
+        )
+
+
+class TopicFullError(RefusedError):
+    """A topic is at its bound, and some group has not yet acknowledged what stands in it; nothing was published."""
+
+    def __init__(self, topic: str, *, found: int, needed: int, group: str) -> None:
+        self.topic, self.found, self.needed, self.group = topic, found, needed, group
+        who = f"group {group!r} lags most" if group else "no group reads it"
+        super().__init__(
+            f"topic {topic!r} takes no more messages: found {found}, needed fewer than {needed}; {who}: start more of its "
+            "consumers, drop it if nobody needs it (topic.drop_group), or open the topic with a higher most="
+        )
+
+
+class GroupNotFoundError(RefusedError):
+    """A topic has no group of this name: it never began, or it was dropped."""
+
+    def __init__(self, topic: str, group: str) -> None:
+        self.topic, self.group = topic, group
+        super().__init__(
+            f"topic {topic!r} has no group {group!r}; it begins when somebody consumes: topic.consume({group!r})"
+        )
+
+
+class DeliveryLostError(RefusedError):
+    """A consumer's lease on a partition ran out, or was taken away: nothing was written, somebody else goes on."""
+
+    def __init__(self, topic: str, group: str, partition: int, entry: str, why: str) -> None:
+        self.topic, self.group, self.partition, self.entry, self.why = topic, group, partition, entry, why
+        super().__init__(
+            f"message {entry} of topic {topic!r}, partition {partition}, is not in the hands of this consumer of group "
+            f"{group!r} any more: {why}; nothing was written, drop the work: it is delivered again"
         )
 
 

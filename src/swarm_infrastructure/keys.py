@@ -139,8 +139,8 @@ class BusKeys:
         self.rules = prefix + "bus"  #: hash: what holds for the whole bus; a test's clock offset
         self.numbers = prefix + "numbers"  #: hash: Redis channel → number of its newest message
         self.types = prefix + "types"  #: set: types that have a history
-        self.topics = prefix + "topics"  #: hash: topic → its settings (JSON)
-        self.timers = prefix + "timers"  #: hash: timer → its last and next tick (ms) and what it is
+        self.topics = prefix + "topics"  #: hash: topic → partitions|keep_ms|keep_entries|most
+        self.timers = prefix + "timers"  #: hash: timer → its last tick (ms)|what it is (JSON)
         self.schemas = prefix + "schemas"  #: hash: subject → its versions (JSON)
 
     def channel(self, name: str) -> str:
@@ -173,6 +173,10 @@ class TopicKeys:
     def group(self, name: str) -> str:
         """Hash: who holds which partition for a group, and how it stands there."""
         return f"{self.prefix}:group:{name}"
+
+    def recent(self, generation: int) -> str:
+        """Hash: id of a message published lately → its partition/entry; two generations, 0 and 1, take turns."""
+        return f"{self.prefix}:recent:{generation}"
 
     @property
     def dead(self) -> str:
