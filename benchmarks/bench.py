@@ -9,6 +9,7 @@ behind 10 k    batches, with 10,000 items waiting before and behind those that a
 enqueue        items per second: one at a time, in batches of 500
 latency        submit → handler starts, on an idle worker
 money          reserve + settle pairs per second of one process, 50 callers at once and one alone; a whole model call
+bus            one message to 50 agents; messages into a topic and through a processor; a worker that waits for a task
 bytes          Redis' memory per waiting item with a 300-byte payload, and per completed one with its events
 =============  ===================================================================================================
 
@@ -34,6 +35,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bus import bus
 from swarm_infrastructure import (
     AgentBudget,
     BaseAgent,
@@ -247,6 +249,8 @@ async def measure(kind: str, *, backlogs: list[int], cycles: int, samples: int) 
     async with Bench(kind) as bench:
         row["money"] = await bench.money(cycles // 2)
     async with Bench(kind) as bench:
+        row["bus"] = await bus(bench.server.url, messages=cycles // 10, samples=samples)
+    async with Bench(kind) as bench:
         row["latency"] = await bench.latency(samples)
     return row
 
@@ -297,6 +301,14 @@ def show(middle: dict[str, Any], backlogs: list[int]) -> None:
     table.add_row(
         "µs added to a model call (record, turn, reserve; settle), one caller",
         f"{1e6 / money['call_alone_per_s']:,.0f}",
+    )
+    told = middle["bus"]
+    table.add_row("deliveries/s, one message to 50 agents of a process", f"{told['deliveries_per_s']:,.0f}")
+    table.add_row("messages/s published to a topic, 256 a call", f"{told['topic_published_per_s']:,.0f}")
+    table.add_row("messages/s through a processor, each published on", f"{told['topic_processed_per_s']:,.0f}")
+    table.add_row(
+        "enqueue → a waiting dequeue_task returns, µs p50 / p95",
+        f"{told['dequeue_p50_us']:,.0f} / {told['dequeue_p95_us']:,.0f}",
     )
     table.add_row("bytes per waiting item", f"{middle['bytes_waiting']:,.0f}")
     table.add_row("bytes per completed item", f"{middle['bytes_completed']:,.0f}")

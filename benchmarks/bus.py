@@ -1,4 +1,5 @@
-"""What the bus carries: a message to fifty agents, and a task to a worker that waits for it. Used by ``bench.py``."""
+"""What the bus carries: a message to fifty agents, a task to a worker that waits for it, a stream to a group that
+acknowledges each message. Used by ``bench.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +7,18 @@ import asyncio
 import statistics
 import time
 
-from swarm_infrastructure.message_bus import Channels, Hub, Message, MessageBus, TaskMessage, TaskQueues
+from swarm_infrastructure.message_bus import (
+    Channels,
+    Delivery,
+    Hub,
+    Message,
+    MessageBus,
+    Processor,
+    TaskMessage,
+    TaskQueues,
+    TopicMessage,
+    Topics,
+)
 from swarm_infrastructure.store import Store
 
 __all__ = ["bus"]
@@ -15,9 +27,11 @@ LISTENERS, AT_ONCE = 50, 100
 
 
 async def bus(url: str, *, messages: int, samples: int) -> dict[str, float]:
-    """Deliveries per second to handlers, and how long after an enqueue a waiting `dequeue_task` returns (µs)."""
+    """Deliveries per second to handlers; how long after an enqueue a waiting `dequeue_task` returns (µs); messages per
+    second into a topic and through a processor that publishes what comes of each."""
     async with Store(url) as here, Store(url) as there:
-        return await _fan_out(here, there, messages) | await _dequeue(here, there, samples)
+        told = await _fan_out(here, there, messages) | await _dequeue(here, there, samples)
+        return told | await _topic(here, messages * 5)
 
 
 async def _fan_out(here: Store, there: Store, messages: int) -> dict[str, float]:
@@ -46,6 +60,38 @@ async def _fan_out(here: Store, there: Store, messages: int) -> dict[str, float]
     await hub.close()
     await speaker.close()
     return {"published_per_s": messages / published, "deliveries_per_s": messages * LISTENERS / seconds}
+
+
+class _Copy(Processor):
+    source, target = "bench.in", "bench.out"
+    batch = 256
+    everything: asyncio.Event
+    left = 0
+
+    async def process(self, message: TopicMessage, delivery: Delivery) -> dict[str, str]:
+        self.left -= 1
+        if self.left == 0:
+            self.everything.set()
+        return {"text": "y" * 200}
+
+
+async def _topic(store: Store, messages: int) -> dict[str, float]:
+    topics = Topics(store, "bench")
+    topic, out = await topics.open("bench.in"), await topics.open("bench.out")
+    bodies, keys = [{"text": "x" * 200}] * 256, [f"key{n}" for n in range(256)]
+    began = time.perf_counter()
+    for _ in range(messages // 256):
+        await topic.publish_many(bodies, keys=keys)
+    published = messages // 256 * 256 / (time.perf_counter() - began)
+    copy = _Copy(topics)
+    copy.everything, copy.left = asyncio.Event(), messages // 256 * 256
+    began = time.perf_counter()
+    await copy.start()
+    await copy.everything.wait()
+    seconds = time.perf_counter() - began
+    await copy.stop()
+    assert len(await out.read(count=10)) == 10
+    return {"topic_published_per_s": published, "topic_processed_per_s": messages // 256 * 256 / seconds}
 
 
 async def _dequeue(here: Store, there: Store, samples: int) -> dict[str, float]:

@@ -54,7 +54,18 @@ if TYPE_CHECKING:
     )
     from .failure_recovery import RetryPolicy
     from .llm import AnthropicClient, LLMClient, LLMRequest, LLMResult, OpenAIClient
-    from .message_bus import Channels, Message, MessageBus, MessageType, TaskMessage
+    from .message_bus import (
+        Channels,
+        Message,
+        MessageBus,
+        MessageType,
+        Processor,
+        TaskMessage,
+        Tick,
+        To,
+        TopicMessage,
+        Topics,
+    )
     from .monitoring import TraceType
     from .swarm_infrastructure import SwarmInfrastructure, with_infrastructure, with_retry_and_tracking
 
@@ -101,6 +112,7 @@ __all__ = [
     "Place",
     "Prices",
     "Priority",
+    "Processor",
     "RefusedError",
     "RetryPolicy",
     "Seat",
@@ -113,8 +125,12 @@ __all__ = [
     "SwarmError",
     "SwarmInfrastructure",
     "TaskMessage",
+    "Tick",
     "TierTable",
+    "To",
     "TokenUsage",
+    "TopicMessage",
+    "Topics",
     "TraceType",
     "UnavailableError",
     "UnknownPriceError",

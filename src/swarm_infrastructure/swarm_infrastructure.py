@@ -27,7 +27,7 @@ from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
 from .failure_recovery import RetryPolicy, backoff_s
 from .llm import LLMClient
-from .message_bus import Channels, Controls, Heard, Hub, Message, MessageBus, MessageType, TaskQueues
+from .message_bus import Channels, Controls, Heard, Hub, Message, MessageBus, MessageType, TaskQueues, Timers, Topics
 from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
@@ -81,6 +81,8 @@ class SwarmInfrastructure:
         self._queues: TaskQueues | None = None
         self._message_bus: MessageBus | None = None
         self._debates: Debates | None = None
+        self._topics: Topics | None = None
+        self._timers: Timers | None = None
         self._decided = asyncio.Event()  # set and renewed when some debate ends
         self._hears_debates: Callable[[], Any] | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
@@ -112,6 +114,25 @@ class SwarmInfrastructure:
         if self._hub is None or self._queues is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return MessageBus(self._hub, self._queues, agent_id, role=role)
+
+    @property
+    def topics(self) -> Topics:
+        """The durable topics of the namespace; there once connected."""
+        if self._topics is None:
+            assert self._hub is not None or self.blackboard  # says that it is not connected
+            hub, settings = self._hub, self.settings
+            assert hub is not None
+            self._topics = Topics(
+                self.blackboard.store, settings.namespace, listen=hub.listen_to_hints, random=self._random
+            )
+        return self._topics
+
+    @property
+    def timers(self) -> Timers:
+        """The timers of the namespace, as this process knows them; they tick while a worker runs, or once started."""
+        if self._timers is None:
+            self._timers = Timers(self.blackboard.store, self.settings.namespace, self.topics, random=self._random)
+        return self._timers
 
     @property
     def debates(self) -> Debates:
@@ -208,7 +229,7 @@ class SwarmInfrastructure:
         await self._stack.aclose()
         self._blackboard = self._cost_manager = None
         self._hub = self._queues = self._message_bus = None
-        self._debates = self._hears_debates = None
+        self._debates = self._hears_debates = self._topics = self._timers = None
         self._clients.clear()
 
     async def _tell_of_alert(self, alert: Alert) -> None:

@@ -16,6 +16,7 @@ from ..config import Settings
 from ..cost_manager import Budget, Prices, TierTable
 from ..errors import ConfigurationError, InvalidInputError, SwarmError
 from ..llm import LLMClient
+from ..message_bus import Processor, Topics
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .supervisor import CONFIG_ERROR, Supervisor, worker_seat
@@ -26,6 +27,7 @@ __all__ = ["Swarm"]
 log = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
 AgentMaker = Callable[..., BaseAgent]
+ProcessorMaker = Callable[[Topics], Processor]
 
 
 class Swarm:
@@ -40,6 +42,9 @@ class Swarm:
     Args:
         agents: each is called with ``agent_id`` and ``swarm`` in every worker process and gives an agent: a class, or
             ``functools.partial(Class, …)``. Name one several times for several of a kind.
+        processors: each is called with the swarm's topics in every worker process and gives a processor: a class, or
+            ``functools.partial(Class, …)``.
+        timers: arguments of `Timers.add` for each: ``{"name": "hourly", "cron": "0 * * * *"}``.
         board: the board; the news board by default.
         settings: `Settings.load()` by default.
         replace_board: put this board in place of another one of its name.
@@ -48,8 +53,10 @@ class Swarm:
 
     def __init__(
         self,
-        agents: Sequence[AgentMaker],
+        agents: Sequence[AgentMaker] = (),
         *,
+        processors: Sequence[ProcessorMaker] = (),
+        timers: Sequence[Mapping[str, Any]] = (),
         board: Board = NEWS,
         settings: Settings | None = None,
         replace_board: bool = False,
@@ -58,8 +65,9 @@ class Swarm:
         tiers: TierTable | None = None,
         budget: Budget | None = None,
     ) -> None:
-        if not agents:
-            raise InvalidInputError("Swarm(agents=)", found="none", needed="at least one agent class")
+        if not agents and not processors:
+            raise InvalidInputError("Swarm(agents=)", found="none", needed="at least one agent or processor class")
+        self.processors, self.timers = tuple(processors), tuple(timers)
         self.agents, self.board, self.replace_board = tuple(agents), board, replace_board
         self._settings = settings
         self._money: dict[str, Any] = {"llm": llm, "prices": prices, "tiers": tiers, "budget": budget}
@@ -86,6 +94,12 @@ class Swarm:
                 raise ConfigurationError(f"{maker!r} made a {type(agent).__name__}, needed a BaseAgent")
             made.append(agent)
         return made
+
+    def make_worker(self, swarm: SwarmInfrastructure) -> Worker:
+        """The worker of this process: the agents, the processors, and the timers."""
+        for timer in self.timers:
+            swarm.timers.add(**timer)
+        return Worker(swarm, self.make_agents(swarm), processors=[maker(swarm.topics) for maker in self.processors])
 
     def run(
         self,
@@ -124,7 +138,7 @@ class Swarm:
     async def _work_for(self, lifeline: int) -> int:
         try:
             async with self.infrastructure() as swarm:
-                worker = Worker(swarm, self.make_agents(swarm))
+                worker = self.make_worker(swarm)
                 follow_parent(lifeline, worker)
                 await worker.run()
         except ConfigurationError as error:
@@ -138,7 +152,7 @@ class Swarm:
     async def _work_here(self, watch: Callable[[SwarmInfrastructure], Awaitable[Any]] | None) -> Any:
         async with self.infrastructure() as swarm:
             self._say_where(swarm)
-            worker = Worker(swarm, self.make_agents(swarm))
+            worker = self.make_worker(swarm)
             return await _until_watched(worker.run(), watch, swarm, worker.tell_to_stop)
 
     async def _supervise(self, processes: int, watch: Callable[[SwarmInfrastructure], Awaitable[Any]] | None) -> Any:

@@ -20,7 +20,7 @@ import structlog
 from ..blackboard.registry import Order
 from ..blackboard.sweeper import Sweeper
 from ..errors import RefusedError, SwarmError, UnavailableError
-from ..message_bus import Message, MessageType
+from ..message_bus import Message, MessageType, Processor
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .runner import Runner
@@ -37,14 +37,21 @@ class Worker:
     Args:
         swarm: connected.
         agents: made for this swarm.
+        processors: made for its topics.
         random: source of jitter.
     """
 
     def __init__(
-        self, swarm: SwarmInfrastructure, agents: Sequence[BaseAgent], *, random: Random | None = None
+        self,
+        swarm: SwarmInfrastructure,
+        agents: Sequence[BaseAgent],
+        *,
+        processors: Sequence[Processor] = (),
+        random: Random | None = None,
     ) -> None:
         self._swarm = swarm
         self.runners = [Runner(agent, swarm) for agent in agents]
+        self._everybody: list[Runner | Processor] = [*self.runners, *processors]
         self._random = random or Random()
         self._leaving: dict[Runner, asyncio.Task[None]] = {}  # who was ordered to leave
         self._told = asyncio.Event()
@@ -68,15 +75,18 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.tell_to_stop)
         swarm = self._swarm
-        sweeper = Sweeper(swarm.blackboard, chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep))
+        sweeper = Sweeper(
+            swarm.blackboard, chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep, swarm.topics.trim)
+        )
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")
         runs: list[asyncio.Task[None]] = []
         try:
-            for runner in self.runners:
-                await runner.start()
+            for each in self._everybody:
+                await each.start()
+            await swarm.timers.start()
             await sweeper.start()
-            runs = [asyncio.create_task(runner.wait()) for runner in self.runners]
+            runs = [asyncio.create_task(each.wait()) for each in self._everybody]
             await self._listen()
             left = set(runs)
             while left and not told.done():
@@ -86,6 +96,7 @@ class Worker:
                 left -= done
         finally:
             self._stop_listening()
+            await swarm.timers.stop()
             await sweeper.stop()
             await self._drain()
             for task in (beat, told, *runs):
@@ -105,7 +116,7 @@ class Worker:
         for task in self._leaving.values():
             task.cancel()  # from here on the grace counts for them too
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
-        await asyncio.gather(*(runner.stop(grace_s=grace_s, hurry=self._hurry) for runner in self.runners))
+        await asyncio.gather(*(each.stop(grace_s=grace_s, hurry=self._hurry) for each in self._everybody))
 
     # -- controls ---------------------------------------------------------------------------------------------------
 

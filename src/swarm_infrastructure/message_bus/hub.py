@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -73,6 +73,8 @@ class Hub:
         self._head = [self.keys.rules, self.keys.numbers, self.keys.types]
         self._publishing = Batches("messages", self._publish, most=MOST_PER_CALL)
         self._listeners: dict[str, dict[object, Listener]] = defaultdict(dict)
+        self._hints: dict[bytes, dict[object, Callable[[bytes], None]]] = {}
+        self._joining: set[asyncio.Task[None]] = set()
         self._last: dict[bytes, int] = {}  # Redis channel → number of the newest message that we know of
         self._names: dict[bytes, str] = {}
         self.missed: dict[str, int] = {}  #: channel → messages that never came, since the start
@@ -165,6 +167,24 @@ class Hub:
             await self._line(urgent).add(redis_channels, timeout_s=self._store.timeout_s)
         return unlisten
 
+    def listen_to_hints(self, redis_channel: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
+        """Have *callback* called with what is published on a Redis channel as it is, without numbers, as a topic says that
+        it has something new. Begins in the background; what this returns ends it."""
+        token, name = object(), redis_channel.encode()
+        self._hints.setdefault(name, {})[token] = callback
+        self._join(self._line(False).add([redis_channel], timeout_s=None))
+
+        def unlisten() -> None:
+            if self._hints.get(name, {}).pop(token, None) is not None:
+                self._join(self._line(False).discard([redis_channel]))
+
+        return unlisten
+
+    def _join(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="hints")
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
     def on_gap(self, handler: Callable[[Gap], Any]) -> None:
         """Have *handler* called when messages were missed."""
         self._gap_handlers.append(handler)
@@ -182,6 +202,9 @@ class Hub:
     async def close(self) -> None:
         """Stop listening."""
         await self._publishing.flush()
+        for task in self._joining:
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
         await asyncio.gather(*(line.close() for line in self._lines.values()))
         self._lines.clear()
         self._listeners.clear()
@@ -201,6 +224,10 @@ class Hub:
         return [(line, part) for line, part in ((True, urgent), (False, others)) if part]
 
     def _heard(self, channel: bytes, data: bytes) -> None:
+        if channel in self._hints:
+            for callback in list(self._hints[channel].values()):
+                callback(data)
+            return
         text, _, body = data.partition(b" ")
         name = self._names[channel]
         if not text.isdigit():
@@ -213,6 +240,8 @@ class Hub:
 
     def _caught_up(self, channels: Sequence[bytes], numbers: Sequence[bytes | None]) -> None:
         for channel, number in zip(channels, numbers, strict=True):
+            for callback in list(self._hints.get(channel, {}).values()):
+                callback(b"")  # there may be something new: nobody told us while we were away
             self._reach(channel, int(number or 0), counted=0)
 
     def _reach(self, channel: bytes, number: int, *, counted: int) -> None:

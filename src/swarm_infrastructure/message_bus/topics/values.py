@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from ...errors import InvalidInputError
-from ..codec import Codec
+from ..codec import JSON, Codec
 
 __all__ = ["DeadLetter", "GroupLag", "PartitionLag", "Published", "To", "TopicMessage", "TopicSettings", "begin_after"]
 
@@ -30,7 +30,7 @@ class TopicMessage:
     partition: int
     entry: str  #: its place there, ``ms-n``; comparable within the topic: it is the time when it was published
 
-    def decode(self, as_: Any, codec: Codec) -> Any:
+    def decode(self, as_: Any = Any, codec: Codec = JSON) -> Any:
         """The body as *as_*.
 
         Raises:
