@@ -124,7 +124,10 @@ class BusKeys:
         self.types = prefix + "types"  #: set: types that have a history
         self.topics = prefix + "topics"  #: hash: topic → its settings (JSON)
         self.timers = prefix + "timers"  #: hash: timer → its last and next tick (ms) and what it is
-        self.schemas = prefix + "schemas"  #: hash: subject → its versions (JSON)
+        self.schemas = prefix + "schemas"  #: hash: subject → its latest version, and what the next one must fit
+        self.schema_versions = (
+            prefix + "schema_versions"
+        )  #: hash: subject|version → schema; its digest and id → version
 
     def channel(self, name: str) -> str:
         """The Redis channel behind a channel of ours."""
