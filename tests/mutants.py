@@ -47,12 +47,13 @@ LIKELY = {
     "max": "test_endings.py", "renew": "test_leases.py", "reap": "test_leases.py", "change": "test_changes.py",
     **dict.fromkeys(("debate", "argue", "vote", "look", "forget"), "test_consensus.py"),
     "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
+    "schema": "test_schema_registry.py", "tell": "test_message_bus.py",
 }  # fmt: skip
 FILES = (
     "test_claims.py", "test_endings.py", "test_changes.py", "test_submit.py", "test_leases.py", "test_sketch.py",
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
-    "test_store.py", "test_money.py", "test_consensus.py",
-    "test_store.py", "test_money.py", "test_topics.py", "test_processor.py", "test_timers.py",
+    "test_store.py", "test_money.py", "test_consensus.py", "test_topics.py", "test_processor.py", "test_timers.py",
+    "test_schema_registry.py", "test_message_bus.py",
 )  # fmt: skip
 
 

@@ -24,6 +24,8 @@
     │   ├── BudgetExceededError        a budget has less left than a call would cost
     │   ├── UnknownPriceError          no price is known for a model, so no call is made
     │   ├── RPCFailedError             whoever was called refused or failed
+    │   ├── UnknownSchemaError         nobody registered this subject, version or id
+    │   ├── IncompatibleSchemaError    a schema with which data would become unreadable
     │   └── ModelError                 a model or its provider said no, or answered what can't be used
     └── UnavailableError               a service did not answer: a retry may help
         ├── StoreUnavailableError
@@ -37,6 +39,8 @@ Losing a race is a value, not an error: ``claim`` gives no claim, ``submit`` giv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
@@ -49,6 +53,7 @@ __all__ = [
     "DebateRefusedError",
     "DeliveryLostError",
     "GroupNotFoundError",
+    "IncompatibleSchemaError",
     "InvalidInputError",
     "ItemHeldError",
     "ItemNotFoundError",
@@ -63,6 +68,7 @@ __all__ = [
     "RPCTimeoutError",
     "RateLimitedError",
     "RefusedError",
+    "SchemaProblem",
     "SectionFullError",
     "ServerUnfitError",
     "StoreUnavailableError",
@@ -72,6 +78,7 @@ __all__ = [
     "TopicNotFoundError",
     "UnavailableError",
     "UnknownPriceError",
+    "UnknownSchemaError",
     "UnknownSectionError",
     "VersionConflictError",
     "WrongStatusError",
@@ -358,6 +365,53 @@ class UnknownPriceError(RefusedError):
         super().__init__(
             f"no price is known for model {model!r}{near}; needed one in genai-prices or in SWARM_PRICES; "
             "list them: swarm models"
+        )
+
+
+class UnknownSchemaError(RefusedError, KeyError):
+    """Nobody registered this schema."""
+
+    def __init__(self, what: str, *, known: str = "none") -> None:
+        self.what, self.known = what, known
+        super().__init__(f"no schema is registered as {what}; there are: {known}; register it, or check the namespace")
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaProblem:
+    """One place where what a schema writes could not be read with another one."""
+
+    path: str  #: of the field: ``/session/started_at``; ``/tags/*`` for the elements of a list; ``/`` for the whole
+    found: str
+    needed: str
+    reader: int = 0  #: the version that could not read; 0 if the schema itself is the problem
+    writer: int = 0  #: … what this version writes
+
+    def __str__(self) -> str:
+        return f"{self.path}: found {self.found}; needed {self.needed}"
+
+
+class IncompatibleSchemaError(RefusedError):
+    """A schema with which messages would become unreadable; nothing was registered."""
+
+    def __init__(
+        self, subject: str, *, version: int, against: int, compatibility: str, problems: Sequence[SchemaProblem]
+    ) -> None:
+        self.subject, self.version = subject, version  #: the version that it would have become
+        self.against = against  #: the version that it does not fit; 0 if it can't be compared with any
+        self.compatibility, self.problems = compatibility, tuple(problems)
+        listed = "".join(f"\n  - {problem}" for problem in self.problems)
+        what = (
+            f"version {version} is not {compatibility} compatible with version {against}"
+            if against
+            else f"version {version} can't be checked for {compatibility} compatibility"
+        )
+        super().__init__(
+            f"schema {subject!r}: {what}:{listed}\n"
+            "Change these fields; or break with the old versions on purpose: set_compatibility(subject, 'none'), "
+            "register, and give an upcaster"
         )
 
 

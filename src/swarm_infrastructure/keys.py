@@ -141,7 +141,8 @@ class BusKeys:
         self.types = prefix + "types"  #: set: types that have a history
         self.topics = prefix + "topics"  #: hash: topic → partitions|keep_ms|keep_entries|most
         self.timers = prefix + "timers"  #: hash: timer → its last tick (ms)|what it is (JSON)
-        self.schemas = prefix + "schemas"  #: hash: subject → its versions (JSON)
+        self.schemas = prefix + "schemas"  #: hash: subject → its latest version, and what the next one must fit
+        self.schema_versions = prefix + "versions"  #: hash: subject|version → schema; its digest and id → version
 
     def channel(self, name: str) -> str:
         """The Redis channel behind a channel of ours."""
