@@ -372,6 +372,14 @@ async def a_consumer(server: RedisServer, *, lease_s: float, works_s: float) -> 
     )
 
 
+@pytest.fixture
+def own_library(request: pytest.FixtureRequest) -> None:
+    """For tests whose processes load the library that is shipped, and no mutant of it."""
+    if request.config.getoption("--mutant"):
+        pytest.skip("its processes would refuse the mutant")
+
+
+@pytest.mark.usefixtures("own_library")
 async def test_a_message_of_a_killed_process_is_delivered_to_another_one_in_order(
     topics: Topics, redis_server: RedisServer
 ) -> None:
@@ -394,6 +402,7 @@ async def test_a_message_of_a_killed_process_is_delivered_to_another_one_in_orde
     assert (await source.lag("g")).total == 0
 
 
+@pytest.mark.usefixtures("own_library")
 async def test_a_frozen_process_that_wakes_up_changes_nothing(
     topics: Topics, redis_server: RedisServer, store: Store
 ) -> None:

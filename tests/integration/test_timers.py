@@ -222,8 +222,6 @@ async def test_a_timer_that_was_changed_goes_on_from_its_last_tick(
     changed = Timers(topics.store, "test", topics)
     changed.add("t", cron="0 * * * *", missed="once")
 
-    await changed.run_once()
-    assert len(await ticked(ticks)) == 1
     await clock.advance(s=2 * HOUR)
     await changed.run_once()
 

@@ -96,6 +96,7 @@ async def test_a_topic_keeps_its_partitions_and_says_so_to_who_brings_another_nu
     assert (again.settings.partitions, again.settings.keep_s, again.settings.keep_entries, again.settings.most) == (
         3, 60, 10, 30,
     )  # fmt: skip
+    assert (await topics.open("narrow")).settings == again.settings
     assert await topics.names() == ["narrow", "plain"]
 
 
