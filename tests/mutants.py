@@ -294,7 +294,7 @@ DETAILS = {
     "publish_hint": ("80_topics.lua", "redis.call('PUBLISH', topic.channel, '1')", "local _"),
     "trim_age": ("trim_topic.lua", "now_ms - topic.keep_ms", "now_ms"),
     "trim_share": ("trim_topic.lua", "redis.call('XLEN', stream) - share", "redis.call('XLEN', stream)"),
-    "group_lag_known": ("80_topics.lua", "if behind <= COUNTED then", "if false then"),
+    "group_lag_known": ("80_topics.lua", "if behind <= COUNTED then read", "if false then read"),
     "topic_laggard": ("80_topics.lua", "if before[group.name] > most then", "if most < 0 then"),
     "topic_room_made": ("80_topics.lua", "if not topic.cleared then", "if false then"),
     "open_settings_kept": ("open_topic.lua", "old and old.most or 1000000", "1000000"),

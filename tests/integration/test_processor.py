@@ -450,8 +450,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
         while True:
             await asyncio.sleep(0.5)
             with contextlib.suppress(Exception):
-                await admin.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", once=True)
-                cuts += 1
+                cuts += await admin.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", once=True)
 
     stores = [await connect(redis_server.url) for _ in range(4)]
     cutting = asyncio.create_task(cut())
@@ -462,7 +461,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
         async def publish(key: str) -> None:
             for n in range(40):
                 await source.publish({"key": key, "n": n}, key=key)
-                await asyncio.sleep(0.04)
+                await asyncio.sleep(0.1)
 
         await asyncio.gather(*(publish(f"session-{number}") for number in range(50)))
         await caught_up(source, "counting")
@@ -473,8 +472,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
     accepted: dict[str, list[int]] = defaultdict(list)
     for body in await stored(await topics.get("out")):
         accepted[body["key"]].append(body["n"])
-    assert cuts >= 3
-    assert sum(store.disruptions for store in (*stores, topics.store)) > 0
+    assert cuts >= 5 * 5, "each store was cut off several times"
     assert accepted == {f"session-{number}": list(range(40)) for number in range(50)}, "each accepted once, in order"
     assert await source.dead_letters() == []
     assert {key: sorted(set(ns)) for key, ns in handled.items()} == accepted

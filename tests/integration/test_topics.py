@@ -286,6 +286,22 @@ async def test_a_new_group_begins_where_it_is_told_to_and_an_old_one_stays(
     assert await bodies(await consume(topic, "from_id", begin="earliest"), 1) == ["new"], "it has read the others"
 
 
+async def test_a_group_that_begins_or_is_set_beyond_the_end_misses_nothing_that_comes(
+    topics: Topics, consume: Consume
+) -> None:
+    empty, used = await topics.open("empty", partitions=1), await topics.open("used", partitions=1)
+    await used.publish("old")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    consumers = [await consume(topic, begin=tomorrow) for topic in (empty, used)]
+
+    for topic, deliveries in zip((empty, used), consumers, strict=True):
+        await topic.publish("new")
+        assert await bodies(deliveries, 1) == ["new"]
+    await used.replay("g", tomorrow)
+    await used.publish("newer")
+    assert await bodies(consumers[1], 1) == ["newer"]
+
+
 @pytest.mark.parametrize("place", ["yesterday", "1-2-3", "-1", datetime(2026, 1, 1)])
 async def test_a_place_that_is_none_is_refused(topic: Topic, place: Any) -> None:
     with pytest.raises(InvalidInputError, match="to begin at"):
