@@ -283,6 +283,12 @@ DETAILS = {
     "replay_takes_seats": ("replay_group.lua", "redis.call('HDEL', keys[2], whole(i - 3))", "local _"),
     "redrive_gone": ("redrive.lua", "redis.call('XDEL', keys[3], argv[i])", "local _"),
     "redrive_for_its_group": ("redrive.lua", "fields[#fields + 1] = facts.group", "fields[#fields + 1] = nil"),
+    "finish_all_messages": (
+        "finish.lua",
+        "publish_message(message, context.now_ms, true)",
+        "publish_message(message, context.now_ms)",
+    ),
+    "tick_all_messages": ("tick.lua", "publish_message(message, now_ms, true)", "publish_message(message, now_ms)"),
     "publish_remembered": ("80_topics.lua", "redis.call('HSET', message.topic.recent[1], message.id, ", "local _ = ("),
     "publish_older_ids": ("80_topics.lua", " or redis.call('HGET', topic.recent[2], id) or nil", ""),
     "publish_ids_forgotten": ("80_topics.lua", "redis.call('UNLINK', b)", "local _"),

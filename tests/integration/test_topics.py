@@ -536,6 +536,18 @@ async def test_a_full_target_keeps_the_message_in_hand_until_there_is_room(
     assert await stored(out) == ["first", "second"]
 
 
+async def test_the_outputs_of_a_message_are_published_together_even_if_they_fill_their_topic_up(
+    topics: Topics, topic: Topic, consume: Consume
+) -> None:
+    out = await topics.open("out", partitions=1, most=2)
+    await (await consume(out, "reader")).close()
+    await topic.publish("work")
+
+    await (await next_of(await consume(topic))).done(*(To("out", n) for n in range(4)))
+
+    assert await stored(out) == [0, 1, 2, 3], "all or none"
+
+
 async def test_an_output_to_a_topic_that_was_made_anew_is_refused_and_the_message_stays_in_hand(
     topics: Topics, topic: Topic, consume: Consume
 ) -> None:

@@ -165,11 +165,12 @@ local function put_message(message, now_ms)
 end
 
 -- publish_message: once for each id. Returns {'stored', partition, entry}, {'duplicate', partition, entry} or a refusal.
-local function publish_message(message, now_ms)
+-- `judged`: it was judged before, together with others; then it has its place, even if they fill the topic up.
+local function publish_message(message, now_ms, judged)
   if not message.topic then return { 'topic' } end
   local known = find_recent(message.topic, message.id, now_ms)
   if known then return { 'duplicate', string.match(known, '^(%d+)/(.+)$') } end -- guard: publish_once
-  local refused = judge_message(message)
+  local refused = not judged and judge_message(message)
   if refused then return refused end
   local entry = put_message(message, now_ms)
   redis.call('HSET', message.topic.recent[1], message.id, message.partition .. '/' .. entry)
