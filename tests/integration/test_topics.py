@@ -186,9 +186,10 @@ async def test_messages_of_one_moment_travel_in_one_call_and_one_hint_is_given_f
         await pubsub.subscribe(topic.route.channel, other.route.channel)
         await asyncio.gather(*(each.publish(n) for n in range(20) for each in (topic, other)))
         heard = []
-        while len(heard) < 2:
-            message = await in_time(pubsub.get_message(ignore_subscribe_messages=True, timeout=1))
-            heard += [message["channel"].decode()] if message else []
+        async with asyncio.timeout(5):
+            while len(heard) < 2:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+                heard += [message["channel"].decode()] if message else []
         assert await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05) is None
     await listener.aclose()
 
