@@ -372,6 +372,14 @@ async def a_consumer(server: RedisServer, *, lease_s: float, works_s: float) -> 
     )
 
 
+@pytest.fixture
+def own_library(request: pytest.FixtureRequest) -> None:
+    """For tests whose processes load the library that is shipped, and no mutant of it."""
+    if request.config.getoption("--mutant"):
+        pytest.skip("its processes would refuse the mutant")
+
+
+@pytest.mark.usefixtures("own_library")
 async def test_a_message_of_a_killed_process_is_delivered_to_another_one_in_order(
     topics: Topics, redis_server: RedisServer
 ) -> None:
@@ -394,6 +402,7 @@ async def test_a_message_of_a_killed_process_is_delivered_to_another_one_in_orde
     assert (await source.lag("g")).total == 0
 
 
+@pytest.mark.usefixtures("own_library")
 async def test_a_frozen_process_that_wakes_up_changes_nothing(
     topics: Topics, redis_server: RedisServer, store: Store
 ) -> None:
@@ -441,8 +450,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
         while True:
             await asyncio.sleep(0.5)
             with contextlib.suppress(Exception):
-                await admin.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", once=True)
-                cuts += 1
+                cuts += await admin.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", once=True)
 
     stores = [await connect(redis_server.url) for _ in range(4)]
     cutting = asyncio.create_task(cut())
@@ -453,7 +461,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
         async def publish(key: str) -> None:
             for n in range(40):
                 await source.publish({"key": key, "n": n}, key=key)
-                await asyncio.sleep(0.04)
+                await asyncio.sleep(0.1)
 
         await asyncio.gather(*(publish(f"session-{number}") for number in range(50)))
         await caught_up(source, "counting")
@@ -464,8 +472,7 @@ async def test_nothing_is_lost_or_out_of_order_while_connections_are_cut(
     accepted: dict[str, list[int]] = defaultdict(list)
     for body in await stored(await topics.get("out")):
         accepted[body["key"]].append(body["n"])
-    assert cuts >= 3
-    assert sum(store.disruptions for store in (*stores, topics.store)) > 0
+    assert cuts >= 5 * 5, "each store was cut off several times"
     assert accepted == {f"session-{number}": list(range(40)) for number in range(50)}, "each accepted once, in order"
     assert await source.dead_letters() == []
     assert {key: sorted(set(ns)) for key, ns in handled.items()} == accepted

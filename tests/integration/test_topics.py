@@ -96,6 +96,7 @@ async def test_a_topic_keeps_its_partitions_and_says_so_to_who_brings_another_nu
     assert (again.settings.partitions, again.settings.keep_s, again.settings.keep_entries, again.settings.most) == (
         3, 60, 10, 30,
     )  # fmt: skip
+    assert (await topics.open("narrow")).settings == again.settings
     assert await topics.names() == ["narrow", "plain"]
 
 
@@ -185,9 +186,10 @@ async def test_messages_of_one_moment_travel_in_one_call_and_one_hint_is_given_f
         await pubsub.subscribe(topic.route.channel, other.route.channel)
         await asyncio.gather(*(each.publish(n) for n in range(20) for each in (topic, other)))
         heard = []
-        while len(heard) < 2:
-            message = await in_time(pubsub.get_message(ignore_subscribe_messages=True, timeout=1))
-            heard += [message["channel"].decode()] if message else []
+        async with asyncio.timeout(5):
+            while len(heard) < 2:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+                heard += [message["channel"].decode()] if message else []
         assert await pubsub.get_message(ignore_subscribe_messages=True, timeout=0.05) is None
     await listener.aclose()
 
@@ -283,6 +285,22 @@ async def test_a_new_group_begins_where_it_is_told_to_and_an_old_one_stays(
     await topic.publish("new")
     assert await bodies(latest, 1) == ["new"]
     assert await bodies(await consume(topic, "from_id", begin="earliest"), 1) == ["new"], "it has read the others"
+
+
+async def test_a_group_that_begins_or_is_set_beyond_the_end_misses_nothing_that_comes(
+    topics: Topics, consume: Consume
+) -> None:
+    empty, used = await topics.open("empty", partitions=1), await topics.open("used", partitions=1)
+    await used.publish("old")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    consumers = [await consume(topic, begin=tomorrow) for topic in (empty, used)]
+
+    for topic, deliveries in zip((empty, used), consumers, strict=True):
+        await topic.publish("new")
+        assert await bodies(deliveries, 1) == ["new"]
+    await used.replay("g", tomorrow)
+    await used.publish("newer")
+    assert await bodies(consumers[1], 1) == ["newer"]
 
 
 @pytest.mark.parametrize("place", ["yesterday", "1-2-3", "-1", datetime(2026, 1, 1)])
@@ -517,6 +535,18 @@ async def test_a_full_target_keeps_the_message_in_hand_until_there_is_room(
     await topics.open("out", most=2)
     await delivery.done(To("out", "second"))
     assert await stored(out) == ["first", "second"]
+
+
+async def test_the_outputs_of_a_message_are_published_together_even_if_they_fill_their_topic_up(
+    topics: Topics, topic: Topic, consume: Consume
+) -> None:
+    out = await topics.open("out", partitions=1, most=2)
+    await (await consume(out, "reader")).close()
+    await topic.publish("work")
+
+    await (await next_of(await consume(topic))).done(*(To("out", n) for n in range(4)))
+
+    assert await stored(out) == [0, 1, 2, 3], "all or none"
 
 
 async def test_an_output_to_a_topic_that_was_made_anew_is_refused_and_the_message_stays_in_hand(

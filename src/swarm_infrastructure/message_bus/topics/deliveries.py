@@ -57,6 +57,7 @@ class _Hand:
     confirmed_at: float  #: monotonic; when the last confirmed renewal had been sent
     waiting: deque[TopicMessage]
     current: Delivery | None = None
+    ending: bool = False  #: the ending of `current` is under way
     lost: str = ""
 
 
@@ -260,7 +261,11 @@ class Deliveries:
     async def _end(self, ending: _Ending) -> str:
         delivery, leaves = ending.delivery, ending.leaves
         hand = delivery._hand
-        answer = await self._batches.send(ending)
+        hand.ending = True
+        try:
+            answer = await self._batches.send(ending)
+        finally:
+            hand.ending = False
         match answer:
             case [b"done" | b"dead" as word, _]:
                 delivery.ended = True
@@ -361,7 +366,8 @@ class Deliveries:
         match await self._store.call("take", keys, args):
             case [b"taken", due_ms, *hands]:
                 for partition, token, _until, attempt, entries in hands:
-                    if old := self._hands.get(partition):
+                    old = self._hands.get(partition)
+                    if old is not None and not old.ending:  # else its last ending is answered a moment later than this
                         self._lose(old, "the lease ran out")
                     waiting = deque(read_entry(int(partition), entry, fields) for entry, fields in entries)
                     hand = self._hands[partition] = _Hand(int(partition), token, asked_at, waiting)

@@ -200,7 +200,8 @@ class Topic:
 
         Args:
             group: each group gets every message, each of its messages goes to one consumer.
-            begin: where a group begins that is new: ``earliest``, ``latest``, an entry's id or a time (that one included).
+            begin: where a group begins that is new: ``earliest``, ``latest``, an entry's id or a time (that one included;
+                one beyond the end is the end).
             batch: messages taken at once, over all partitions.
             slots: partitions in hand at once, and so messages in work; 0: as many as there are.
             lease_s: after how long others take over from a consumer that died; renewed as long as it lives.

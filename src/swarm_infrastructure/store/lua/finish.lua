@@ -51,7 +51,7 @@ local function end_message(context, seat, ending)
     return { 'again', ending.delay_ms }
   end
   redis.call('XACK', ending.stream, context.group, ending.entry)
-  for _, message in ipairs(ending.messages) do publish_message(message, context.now_ms) end
+  for _, message in ipairs(ending.messages) do publish_message(message, context.now_ms, true) end
   if ending.leave == '1' then leave_seat(seat, '-', 0, 0) end
   return { 'done', '' }
 end

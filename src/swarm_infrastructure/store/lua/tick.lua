@@ -17,7 +17,7 @@ local function tick(keys, argv)
     if refused then return refused end -- guard: tick_full
     messages[#messages + 1] = message
   end
-  for _, message in ipairs(messages) do publish_message(message, now_ms) end
+  for _, message in ipairs(messages) do publish_message(message, now_ms, true) end
   redis.call('HSET', keys[3], argv[1], argv[3] .. '|' .. text)
   give_hints(topics)
   return { 'ticked' }

@@ -165,11 +165,12 @@ local function put_message(message, now_ms)
 end
 
 -- publish_message: once for each id. Returns {'stored', partition, entry}, {'duplicate', partition, entry} or a refusal.
-local function publish_message(message, now_ms)
+-- `judged`: it was judged before, together with others; then it has its place, even if they fill the topic up.
+local function publish_message(message, now_ms, judged)
   if not message.topic then return { 'topic' } end
   local known = find_recent(message.topic, message.id, now_ms)
   if known then return { 'duplicate', string.match(known, '^(%d+)/(.+)$') } end -- guard: publish_once
-  local refused = judge_message(message)
+  local refused = not judged and judge_message(message)
   if refused then return refused end
   local entry = put_message(message, now_ms)
   redis.call('HSET', message.topic.recent[1], message.id, message.partition .. '/' .. entry)
@@ -222,17 +223,25 @@ local function bury(dead, stream, group, partition, entry, fields, now_ms, attem
 end
 
 -- open_partitions: a native group on each partition, beginning after `id` ('0': at the earliest, '$': with what comes).
--- Redis knows how far behind the ends are; in between it is told, where few enough entries follow to be counted.
+-- A place beyond the end is the end: else what comes in the same millisecond in another partition, or before that time, would
+-- be passed over. How far behind it is Redis knows at the ends; in between it is told, where few enough entries follow.
 local COUNTED = 1000
 local function open_partitions(keys, first, group, id)
   for i = first, #keys do
-    local words = { 'XGROUP', 'CREATE', keys[i], group, id, 'MKSTREAM' }
-    if id ~= '0' and id ~= '$' and redis.call('EXISTS', keys[i]) == 1 then
-      local behind = #redis.call('XRANGE', keys[i], '(' .. id, '+', 'COUNT', COUNTED + 1)
-      if behind <= COUNTED then
-        words[7], words[8] = 'ENTRIESREAD', whole(by_name(redis.call('XINFO', 'STREAM', keys[i]))['entries-added'] - behind)
+    local after, read = id, nil
+    if id ~= '0' and id ~= '$' then
+      local stream = redis.call('EXISTS', keys[i]) == 1 and by_name(redis.call('XINFO', 'STREAM', keys[i]))
+      if not stream then
+        after = '0' -- guard: open_empty
+      elseif id_before(stream['last-generated-id'], id) then -- guard: open_beyond
+        after = '$'
+      else
+        local behind = #redis.call('XRANGE', keys[i], '(' .. id, '+', 'COUNT', COUNTED + 1)
+        if behind <= COUNTED then read = whole(stream['entries-added'] - behind) end
       end
     end
+    local words = { 'XGROUP', 'CREATE', keys[i], group, after, 'MKSTREAM' }
+    if read then words[7], words[8] = 'ENTRIESREAD', read end
     redis.pcall(unpack(words)) -- BUSYGROUP: somebody made it by hand, and it stands where it stands
   end
 end
