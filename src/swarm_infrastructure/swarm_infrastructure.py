@@ -27,7 +27,19 @@ from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
 from .failure_recovery import RetryPolicy, backoff_s
 from .llm import LLMClient
-from .message_bus import Channels, Controls, Heard, Hub, Message, MessageBus, MessageType, TaskQueues, Timers, Topics
+from .message_bus import (
+    Channels,
+    Controls,
+    Heard,
+    Hub,
+    Message,
+    MessageBus,
+    MessageType,
+    SchemaRegistry,
+    TaskQueues,
+    Timers,
+    Topics,
+)
 from .monitoring import Traces, TraceType, configure_logs
 from .store import Store
 from .store.embedded import Located, locate
@@ -82,6 +94,7 @@ class SwarmInfrastructure:
         self._message_bus: MessageBus | None = None
         self._debates: Debates | None = None
         self._topics: Topics | None = None
+        self._schemas: SchemaRegistry | None = None
         self._timers: Timers | None = None
         self._decided = asyncio.Event()  # set and renewed when some debate ends
         self._hears_debates: Callable[[], Any] | None = None
@@ -126,6 +139,13 @@ class SwarmInfrastructure:
                 self.blackboard.store, settings.namespace, listen=hub.listen_to_hints, random=self._random
             )
         return self._topics
+
+    @property
+    def schemas(self) -> SchemaRegistry:
+        """The schemas of the namespace's messages; there once connected."""
+        if self._schemas is None:
+            self._schemas = SchemaRegistry(self.blackboard.store, self.settings.namespace)
+        return self._schemas
 
     @property
     def timers(self) -> Timers:
@@ -229,7 +249,7 @@ class SwarmInfrastructure:
         await self._stack.aclose()
         self._blackboard = self._cost_manager = None
         self._hub = self._queues = self._message_bus = None
-        self._debates = self._hears_debates = self._topics = self._timers = None
+        self._debates = self._hears_debates = self._topics = self._timers = self._schemas = None
         self._clients.clear()
 
     async def _tell_of_alert(self, alert: Alert) -> None:

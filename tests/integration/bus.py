@@ -21,4 +21,4 @@ def bus_clock(topics: Topics) -> ManualClock:
 
 async def stored(topic: Topic) -> list[Any]:
     """The bodies of all its messages, in order of time."""
-    return [each.decode(Any, topic.codec) for each in await topic.read(count=100_000)]
+    return [await each.decode(Any, topic.codec) for each in await topic.read(count=100_000)]

@@ -96,7 +96,7 @@ async def test_a_processor_gets_typed_messages_and_its_answers_go_to_its_target(
     await caught_up(source, "topic_analysis")
 
     [out] = await (await topics.get("out")).read()
-    assert (out.decode(Analysis, topics.codec), out.key, out.type) == (Analysis(words=3), "s1", "Analysis")
+    assert (await out.decode(Analysis, topics.codec), out.key, out.type) == (Analysis(words=3), "s1", "Analysis")
 
 
 async def test_a_body_that_does_not_fit_is_a_dead_letter_that_names_the_field(
@@ -353,8 +353,8 @@ async def main():
         topic = await Topics(store, "test").get("in")
         async with topic.consume("g", lease_s=float(sys.argv[2]), poll_s=0.05) as deliveries:
             async for delivery in deliveries:
-                print(delivery.decode(), flush=True)
-                if delivery.decode() == 2:
+                print((await delivery.decode()), flush=True)
+                if (await delivery.decode()) == 2:
                     await asyncio.sleep(float(sys.argv[3]))
                 try:
                     await delivery.done()
@@ -395,7 +395,7 @@ async def test_a_message_of_a_killed_process_is_delivered_to_another_one_in_orde
     async with source.consume("g", lease_s=1.0, poll_s=0.05) as deliveries:
         while len(found) < 3:
             delivery = await in_time(anext(deliveries))
-            found.append((delivery.decode(), delivery.attempt))
+            found.append(((await delivery.decode()), delivery.attempt))
             await delivery.done()
 
     assert found == [(2, 2), (3, 1), (4, 1)]
@@ -416,7 +416,7 @@ async def test_a_frozen_process_that_wakes_up_changes_nothing(
         async with source.consume("g", lease_s=30, poll_s=0.05) as deliveries:
             delivery = await in_time(anext(deliveries))
             process.send_signal(signal.SIGCONT)
-            assert (delivery.decode(), delivery.attempt) == (2, 2)
+            assert ((await delivery.decode()), delivery.attempt) == (2, 2)
             while await in_time(process.stdout.readline(), 20) != b"lost\n":
                 pass  # what it logs
             await delivery.done()

@@ -68,10 +68,10 @@ async def test_a_swarm_runs_its_processors_and_an_idle_one_hears_of_a_message_at
 
             await until(said, PATIENCE_S)
 
-        assert [message.decode(Line).text for message in await loud.read()] == ["LINE 0", "LINE 1", "LINE 2"]
+        assert [(await message.decode(Line)).text for message in await loud.read()] == ["LINE 0", "LINE 1", "LINE 2"]
         worker.tell_to_stop()
         await in_time(working, PATIENCE_S)
-        assert (await topic.lag("upper")).waiting == 0
+        assert (await topic.lag("upper")).total == 0
 
 
 async def test_a_timer_of_a_swarm_ticks_once_though_two_workers_run_it(redis_server: Any) -> None:

@@ -48,7 +48,7 @@ async def ticks(topics: Topics) -> Topic:
 
 
 async def ticked(topic: Topic) -> list[Tick]:
-    return [each.decode(Tick, topic.codec) for each in await topic.read(count=10_000)]
+    return [await each.decode(Tick, topic.codec) for each in await topic.read(count=10_000)]
 
 
 async def test_a_timer_ticks_at_its_times_and_not_before(timers: Timers, ticks: Topic, clock: ManualClock) -> None:
@@ -208,7 +208,7 @@ async def test_a_tick_that_finds_its_topic_full_comes_when_there_is_room(
 
         await (await in_time(anext(deliveries))).done()
         await timers.run_once()
-        tick = (await in_time(anext(deliveries))).decode(Tick)
+        tick = await (await in_time(anext(deliveries))).decode(Tick)
         assert tick.timer == "stuck"
 
 

@@ -67,7 +67,7 @@ async def bodies(deliveries: Deliveries, n: int) -> list[Any]:
     found = []
     for _ in range(n):
         delivery = await next_of(deliveries)
-        found.append(delivery.decode())
+        found.append(await delivery.decode())
         await delivery.done()
     return found
 
@@ -137,10 +137,10 @@ async def test_a_message_carries_its_body_id_key_type_and_trace(topic: Topic) ->
     assert (first.id, first.key, first.type, first.content_type, first.traceparent) == (
         "one", "k", "Story", "json", "00-1-2-01",
     )  # fmt: skip
-    assert first.decode(Story, topic.codec) == Story(title="flood")
+    assert await first.decode(Story, topic.codec) == Story(title="flood")
     assert (second.id, second.type) == ("two", "news.found")
-    assert second.decode(Message, topic.codec).payload == {"n": 1}
-    assert (third.type, third.decode(Any, topic.codec)) == ("list", [1, {"b": None}])
+    assert (await second.decode(Message, topic.codec)).payload == {"n": 1}
+    assert (third.type, await third.decode(Any, topic.codec)) == ("list", [1, {"b": None}])
 
 
 async def test_the_same_id_published_twice_is_stored_once(topic: Topic, clock: ManualClock) -> None:
@@ -262,7 +262,7 @@ async def test_the_next_message_of_a_partition_comes_when_the_one_before_has_end
     await other.close()
     await topic.publish("beside", key=keys[1])
     beside = await next_of(deliveries)
-    assert (first.decode(), beside.decode()) == (1, "beside"), "other partitions go on meanwhile"
+    assert (await first.decode(), (await beside.decode())) == (1, "beside"), "other partitions go on meanwhile"
     await first.done()
     assert await bodies(deliveries, 2) == [2, 3]
 
@@ -323,7 +323,7 @@ async def test_an_idle_consumer_is_woken_by_a_hint(store: Store, consume: Consum
     await topic.publish("hello")
 
     heard[topic.route.channel](b"1")
-    assert (await next_of(deliveries)).decode() == "hello"
+    assert await (await next_of(deliveries)).decode() == "hello"
 
     await deliveries.close()
     assert not heard, "it listens no more"
@@ -577,10 +577,10 @@ async def test_a_failed_message_is_tried_again_after_its_delay_and_nothing_overt
     await clock.advance(s=1)
 
     again = await next_of(deliveries)
-    assert (again.decode(), again.attempt) == ("bad", 2)
+    assert (await again.decode(), again.attempt) == ("bad", 2)
     await again.done()
     good = await next_of(deliveries)
-    assert (good.decode(), good.attempt) == ("good", 1)
+    assert (await good.decode(), good.attempt) == ("good", 1)
 
 
 async def test_a_message_that_failed_as_often_as_it_may_is_a_dead_letter_and_the_next_one_comes(
@@ -591,7 +591,7 @@ async def test_a_message_that_failed_as_often_as_it_may_is_a_dead_letter_and_the
     await bodies(deliveries, 1)
     for attempt in (1, 2):
         delivery = await next_of(deliveries)
-        assert (delivery.decode(), delivery.attempt) == ("bad", attempt)
+        assert (await delivery.decode(), delivery.attempt) == ("bad", attempt)
         assert await delivery.fail(ValueError("no"), retry_in_s=0)
 
     assert not await (await next_of(deliveries)).fail(ValueError("never"), retry_in_s=0)
@@ -599,7 +599,7 @@ async def test_a_message_that_failed_as_often_as_it_may_is_a_dead_letter_and_the
     assert await bodies(deliveries, 1) == ["next"]
     [letter] = await topic.dead_letters()
     assert (letter.group, letter.reason, letter.error, letter.attempts) == ("g", "failed", "ValueError: never", 3)
-    assert (letter.message.decode(Any, topic.codec), letter.message.partition) == ("bad", 0)
+    assert (await letter.message.decode(Any, topic.codec), letter.message.partition) == ("bad", 0)
     assert (await topic.lag("g")).total == 0
 
 
@@ -640,7 +640,7 @@ async def test_what_a_dead_consumer_had_in_hand_comes_first_and_in_order_to_the_
 
     await clock.advance(s=30)
     second = await next_of(alive)
-    assert (second.decode(), second.attempt) == (1, 2), "it was in work when its consumer died"
+    assert (await second.decode(), second.attempt) == (1, 2), "it was in work when its consumer died"
     await second.done()
     assert await bodies(alive, 4) == [2, 3, 4, 5]
 
@@ -651,16 +651,16 @@ async def test_only_the_message_that_was_in_work_has_an_attempt_less(
     await topic.publish_many(["poison", "good"])
     for attempt in (1, 2, 3):
         delivery = await next_of(await consume(topic, max_attempts=3))
-        assert (delivery.decode(), delivery.attempt) == ("poison", attempt)
+        assert (await delivery.decode(), delivery.attempt) == ("poison", attempt)
         await clock.advance(s=30)
 
     last = await next_of(await consume(topic, max_attempts=3))
 
-    assert (last.decode(), last.attempt) == ("good", 1)
+    assert (await last.decode(), last.attempt) == ("good", 1)
     [letter] = await topic.dead_letters()
     assert (letter.reason, letter.attempts) == ("crashed", 3)
     assert "3 times" in letter.error
-    assert letter.message.decode(Any, topic.codec) == "poison"
+    assert await letter.message.decode(Any, topic.codec) == "poison"
 
 
 async def test_a_dead_letter_in_front_lets_no_new_message_overtake_those_that_were_delivered_before(
@@ -684,7 +684,7 @@ async def test_a_consumer_that_closes_gives_its_partition_up_at_once_and_nothing
 
     second = await next_of(await consume(topic, lease_s=3600))
 
-    assert (second.decode(), second.attempt) == (2, 1)
+    assert (await second.decode(), second.attempt) == (2, 1)
 
 
 async def test_a_lease_is_renewed_as_long_as_its_holder_works(
@@ -762,7 +762,7 @@ async def test_a_consumer_that_redis_is_cut_off_from_gives_up_before_its_lease_e
             await delivery.done()
         server.thaw()
         again = await next_of(deliveries)
-        assert (again.decode(), again.attempt) == (1, 2)
+        assert (await again.decode(), again.attempt) == (1, 2)
         await deliveries.close()
 
 
@@ -834,7 +834,7 @@ async def test_reading_goes_over_all_partitions_in_order_of_time(topics: Topics,
         await clock.advance(s=1)
 
     assert await stored(topic) == list(range(12))
-    assert [each.decode(Any, topic.codec) for each in await topic.read(places[4], count=3)] == [4, 5, 6]
+    assert [await each.decode(Any, topic.codec) for each in await topic.read(places[4], count=3)] == [4, 5, 6]
     assert await topic.read("latest") == []
 
 
@@ -855,13 +855,13 @@ async def test_a_redriven_letter_goes_to_its_own_group_alone_with_its_attempts_r
     assert await topic.redrive([letter.id]) == 0, "once"
 
     again = await next_of(mine)
-    assert (again.decode(), again.attempt, again.message.id, again.message.key) == ({"n": 1}, 1, "an-id", "k")
+    assert (await again.decode(), again.attempt, again.message.id, again.message.key) == ({"n": 1}, 1, "an-id", "k")
     assert await topic.dead_letters() == []
     await topic.publish("later")
     assert await bodies(theirs, 1) == ["later"]
     await again.bury("again")
     assert await topic.redrive() == 1
-    assert (await next_of(mine)).decode() == "later"
+    assert await (await next_of(mine)).decode() == "later"
 
 
 async def test_all_letters_are_redriven_and_those_that_find_no_room_stay(

@@ -231,7 +231,7 @@ class TopicMachine(RuleBasedStateMachine):
         delay_s = self.random.choice(DELAYS)
         leave = "1" if len(hand.entries) == 1 else "0"
         attempts = MAX_ATTEMPTS if kind == "fail" else hand.attempt - 1
-        outputs = [self.target.message(entry.body)] if kind == "done" else []
+        outputs = [self.do(self.target.message(entry.body))] if kind == "done" else []
         envoy = Envoy(first_key=5 + PARTITIONS)
         words = [
             hand.partition, hand.token, kind, hand.places[0], "why", "error", round(delay_s * 1000), attempts, leave,

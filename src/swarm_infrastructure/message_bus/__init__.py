@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from .bus import MessageBus
 from .channels import Channels
+from .cloud_events import from_cloud_event, to_cloud_event
 from .controls import Controls
 from .hub import Gap, Heard, Hub
 from .messages import MAX_MESSAGE_BYTES, Message, MessageType, TaskMessage
 from .processor import Processor
+from .schemas import Compatibility, SchemaRegistry, SchemaVersion
 from .task_queues import TaskQueues
 from .timers import Tick, Timer, Timers
 from .topics import Delivery, To, Topic, TopicMessage, Topics
@@ -15,6 +17,7 @@ from .topics import Delivery, To, Topic, TopicMessage, Topics
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "Channels",
+    "Compatibility",
     "Controls",
     "Delivery",
     "Gap",
@@ -24,6 +27,8 @@ __all__ = [
     "MessageBus",
     "MessageType",
     "Processor",
+    "SchemaRegistry",
+    "SchemaVersion",
     "TaskMessage",
     "TaskQueues",
     "Tick",
@@ -33,4 +38,6 @@ __all__ = [
     "Topic",
     "TopicMessage",
     "Topics",
+    "from_cloud_event",
+    "to_cloud_event",
 ]

@@ -1,4 +1,7 @@
-"""Codecs: how the body of a message is written. JSON is the default; another one has the same two methods."""
+"""Codecs: how the body of a message is written. Plain JSON is the default; those of ``schemas`` have the same two methods.
+
+They are coroutines, for a schema that somebody else wrote with may have to be looked up.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidInputError
 
-__all__ = ["JSON", "Codec", "JsonCodec"]
+__all__ = ["JSON", "Codec", "PlainCodec"]
 
 
 class Codec(Protocol):
     """Writes bodies and reads them."""
 
-    def encode(self, body: Any, /) -> tuple[str, bytes]:
+    async def encode(self, body: Any, /) -> tuple[str, bytes]:
         """The content type and the bytes of *body*.
 
         Raises:
@@ -24,7 +27,7 @@ class Codec(Protocol):
         """
         ...
 
-    def decode(self, content_type: str, body: bytes, as_: Any, /) -> Any:
+    async def decode(self, content_type: str, body: bytes, as_: Any, /) -> Any:
         """*body* as *as_*, a type; ``Any`` is whatever stands there.
 
         Raises:
@@ -33,12 +36,12 @@ class Codec(Protocol):
         ...
 
 
-class JsonCodec:
-    """JSON, checked by pydantic when it is read."""
+class PlainCodec:
+    """JSON without a schema, checked by pydantic when it is read."""
 
     content_type = "json"
 
-    def encode(self, body: Any, /) -> tuple[str, bytes]:
+    async def encode(self, body: Any, /) -> tuple[str, bytes]:
         """See `Codec`."""
         try:
             text = (
@@ -48,7 +51,7 @@ class JsonCodec:
             raise InvalidInputError("the body of a message", found=str(error), needed="a model or JSON data") from error
         return self.content_type, text
 
-    def decode(self, content_type: str, body: bytes, as_: Any, /) -> Any:
+    async def decode(self, content_type: str, body: bytes, as_: Any, /) -> Any:
         """See `Codec`."""
         if content_type != self.content_type:
             raise InvalidInputError(
@@ -79,4 +82,4 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-JSON = JsonCodec()
+JSON = PlainCodec()

@@ -170,7 +170,7 @@ class Processor:
         message = delivery.message
         traceparent_of_work.set(message.traceparent)  # of this task alone
         try:
-            body = message if self._as is TopicMessage else delivery.decode(self._as)
+            body = message if self._as is TopicMessage else await delivery.decode(self._as)
             outputs = self._outputs(await self.process(body, delivery))
         except asyncio.CancelledError:
             return  # lost, or stopping: others go on with it

@@ -229,7 +229,7 @@ class Timers:
         envoy.index_of(topic.route)
         words: list[Any] = []
         for tick in timer.ticks(due, now_ms):
-            words += envoy.words(topic.message(tick, key=timer.name, id=f"{timer.name}@{_ms(tick.at)}"))
+            words += envoy.words(await topic.message(tick, key=timer.name, id=f"{timer.name}@{_ms(tick.at)}"))
         keys = [self._keys.rules, self._keys.topics, self._keys.timers, *envoy.keys]
         match await self._store.call("tick", keys, [timer.name, last_ms, due[-1], *envoy.said, *words]):
             case [b"ticked"]:

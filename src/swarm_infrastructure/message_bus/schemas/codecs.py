@@ -34,7 +34,6 @@ JSON, AVRO = "application/json", "application/avro"
 _TOKEN = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 _PARAMETER = re.compile(r';\s*([A-Za-z0-9-]+)=(?:"([^"\\]*)"|([^\s;"]+))\s*')
 Model = TypeVar("Model", bound=BaseModel)
-Other = TypeVar("Other", bound=BaseModel)
 
 
 def content_type_of(version: SchemaVersion) -> str:
@@ -79,13 +78,13 @@ class _Codec(Generic[Model]):
         model: Any = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
         return cls(registry, await registry.register(subject, schema, kind=kind or cls._new_kind()), model)
 
-    async def decode(self, content_type: str, data: bytes, as_: type[Other] | None = None) -> Any:
+    async def decode(self, content_type: str, data: bytes, as_: Any = Any) -> Any:
         """A message as a model, whichever version and encoding it was written in.
 
         Args:
             content_type: as `encode` gave it.
             data: as `encode` gave it.
-            as_: the model to give; this codec's by default. Without any: plain data.
+            as_: the model to give; this codec's by default (``Any``). Without any: plain data.
 
         Raises:
             InvalidInputError: it can't be read; the message names the field.
@@ -98,7 +97,7 @@ class _Codec(Generic[Model]):
                 needed=f"at most {MAX_MESSAGE_BYTES:,}",
             )
         writer, body, binary = await self._writer(content_type, data)
-        model = as_ or self.model
+        model = as_ if isinstance(as_, type) and issubclass(as_, BaseModel) else self.model
         if writer.kind is Kind.AVRO:
             value = await self._read_avro(writer, body, binary)
             return value if model is None else self._validated(model, value, writer)

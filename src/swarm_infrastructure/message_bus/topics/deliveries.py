@@ -76,13 +76,13 @@ class Delivery:
         """Why it is not ours any more; "" while it is."""
         return self._hand.lost
 
-    def decode(self, as_: Any = Any) -> Any:
+    async def decode(self, as_: Any = Any) -> Any:
         """The body, as a type.
 
         Raises:
             InvalidInputError: it does not fit; the message names the field.
         """
-        return self.message.decode(as_, self._deliveries.topic.codec)
+        return await self.message.decode(as_, self._deliveries.topic.codec)
 
     async def done(self, *outputs: To) -> None:
         """Acknowledge it, and publish *outputs* in the same step: both happen or neither.

@@ -118,23 +118,22 @@ class Publisher:
     Args:
         store: the Redis.
         keys: of the bus.
-        codec: writes the bodies.
         random: spreads messages without a key.
     """
 
-    def __init__(self, store: Store, keys: BusKeys, codec: Codec, random: chance.Random) -> None:
-        self._store, self._keys, self._codec, self._random = store, keys, codec, random
+    def __init__(self, store: Store, keys: BusKeys, random: chance.Random) -> None:
+        self._store, self._keys, self._random = store, keys, random
         self._batches: Batches[Outgoing, Published] = Batches("publish", self._send, most=MOST_PER_CALL)
 
-    def make(
-        self, route: Route, body: Any, *, key: str = "", id: str | None = None, type: str | None = None
+    async def make(
+        self, route: Route, codec: Codec, body: Any, *, key: str = "", id: str | None = None, type: str | None = None
     ) -> Outgoing:
         """*body* as a message to this topic.
 
         Raises:
             InvalidInputError: it is too large, or can't be written.
         """
-        content_type, text = self._codec.encode(body)
+        content_type, text = await codec.encode(body)
         what = f"a message to topic {route.name!r}"
         if len(text) > MAX_MESSAGE_BYTES:
             raise InvalidInputError(

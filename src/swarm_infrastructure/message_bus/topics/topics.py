@@ -72,12 +72,12 @@ class Topics:
         self.store, self.namespace, self.listen, self.codec = store, check_name("namespace", namespace), listen, codec
         self.keys = BusKeys(namespace)
         self.random = random or chance.Random()
-        self.publisher = Publisher(store, self.keys, codec, self.random)
+        self.publisher = Publisher(store, self.keys, self.random)
         self._open: dict[str, Topic] = {}
 
     async def open(
         self, name: str, *, partitions: int | None = None, keep_s: float | None = None, keep_entries: int | None = None,
-        most: int | None = None,
+        most: int | None = None, codec: Codec | None = None,
     ) -> Topic:  # fmt: skip
         """The topic called *name*; made if there is none.
 
@@ -89,6 +89,7 @@ class Topics:
             keep_entries: acknowledged messages beyond so many go; 0: no limit; None: as it is, no limit if it is new.
             most: messages that the topic may hold; 0: no limit; None: as it is, a million if it is new. At the bound
                 everything acknowledged goes, and if that makes no room, publishing is refused.
+            codec: writes and reads its bodies in this process; None: as it was opened here before, else as plain JSON.
 
         Raises:
             TopicMismatchError: it has another number of partitions.
@@ -110,7 +111,9 @@ class Topics:
                 raise TopicMismatchError(name, found=int(found), needed=int(partitions or 0))
             case answer:
                 raise LibraryMismatchError("open_topic", answer)
-        topic = self._open[name] = Topic(self, name, settings)
+        if codec is None:
+            codec = self._open[name].codec if name in self._open else self.codec
+        topic = self._open[name] = Topic(self, name, settings, codec)
         return topic
 
     async def get(self, name: str) -> Topic:
@@ -129,9 +132,9 @@ class Topics:
 class Topic:
     """A topic; made by `Topics.open`."""
 
-    def __init__(self, topics: Topics, name: str, settings: TopicSettings) -> None:
+    def __init__(self, topics: Topics, name: str, settings: TopicSettings, codec: Codec) -> None:
         self.name, self.settings = name, settings
-        self.store, self.bus_keys, self.listen, self.codec = topics.store, topics.keys, topics.listen, topics.codec
+        self.store, self.bus_keys, self.listen, self.codec = topics.store, topics.keys, topics.listen, codec
         self.keys: TopicKeys = topics.keys.topic(name)
         self.route = Route.of(topics.keys, name, settings.partitions)
         self._topics = topics
@@ -153,7 +156,7 @@ class Topic:
             TopicFullError: the topic is at its bound; names the group that lags.
             StoreUnavailableError: Redis does not answer; may be repeated with the same *id*.
         """
-        [published] = await self._topics.publisher.publish([self.message(body, key=key, id=id, type=type)])
+        [published] = await self._topics.publisher.publish([await self.message(body, key=key, id=id, type=type)])
         return published
 
     async def publish_many(
@@ -168,19 +171,19 @@ class Topic:
         """
         given: Sequence[str | None] = ids or [None] * len(bodies)
         messages = [
-            self.message(body, key=key, id=id)
+            await self.message(body, key=key, id=id)
             for body, key, id in zip(bodies, keys or [""] * len(bodies), given, strict=True)
         ]
         return await self._topics.publisher.publish(messages)
 
-    def message(self, body: Any, *, key: str = "", id: str | None = None, type: str | None = None) -> Outgoing:
+    async def message(self, body: Any, *, key: str = "", id: str | None = None, type: str | None = None) -> Outgoing:
         """A message to this topic, on its way; for the functions that publish."""
-        return self._topics.publisher.make(self.route, body, key=key, id=id, type=type)
+        return await self._topics.publisher.make(self.route, self.codec, body, key=key, id=id, type=type)
 
     async def output(self, to: To, of: TopicMessage) -> Outgoing:
         """What a handler answers to a message, as a message to its topic."""
         topic = await self._topics.get(to.topic)
-        return topic.message(to.body, key=of.key if to.key is None else to.key, id=to.id)
+        return await topic.message(to.body, key=of.key if to.key is None else to.key, id=to.id)
 
     # -- groups -----------------------------------------------------------------------------------------------------
 

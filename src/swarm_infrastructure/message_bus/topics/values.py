@@ -30,13 +30,13 @@ class TopicMessage:
     partition: int
     entry: str  #: its place there, ``ms-n``; comparable within the topic: it is the time when it was published
 
-    def decode(self, as_: Any = Any, codec: Codec = JSON) -> Any:
+    async def decode(self, as_: Any = Any, codec: Codec = JSON) -> Any:
         """The body as *as_*.
 
         Raises:
             InvalidInputError: it does not fit; the message names the field.
         """
-        return codec.decode(self.content_type, self.body, as_)
+        return await codec.decode(self.content_type, self.body, as_)
 
 
 @dataclass(frozen=True, slots=True)
