@@ -11,7 +11,7 @@ import pytest
 from given import until
 
 from swarm_infrastructure.cli import main
-from swarm_infrastructure.message_bus import Channels, Hub, MessageBus, TaskMessage, TaskQueues
+from swarm_infrastructure.message_bus import Channels, Hub, MessageBus, TaskMessage, TaskQueues, Topics
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
 
@@ -152,3 +152,62 @@ def test_what_is_sent_is_heard_and_stands_in_the_history(swarm: Swarm, on_redis:
     rows = json.loads(swarm("bus", "history", "note", "-o", "json")[1])
     assert [row["payload"] for row in rows] == [{}, {"n": 1}, {"n": 1}, {"n": 1}]
     assert '{"n": 1}' in swarm("bus", "history")[1]
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+
+async def given_topic(store: Store) -> None:
+    topic = await Topics(store, "test").open("lines", partitions=1)
+    await topic.publish_many([{"n": n} for n in range(4)], keys=["a"] * 4)
+    async with topic.consume("readers", max_attempts=1) as deliveries:
+        bad = await anext(deliveries)
+        await bad.fail("no sense in it")
+        await (await anext(deliveries)).done()
+
+
+def test_a_topic_is_listed_read_replayed_and_its_dead_letters_are_put_back(swarm: Swarm, on_redis: Any) -> None:
+    assert swarm("topics")[2] == "swarm: no topic yet; the first message makes it\n"
+    on_redis(given_topic)
+
+    [row] = json.loads(swarm("topics", "list", "-o", "json")[1])
+    assert row == {"topic": "lines", "partitions": 1, "messages": 4, "dead": 1, "groups": {"readers": 2}}
+    assert "readers 2" in swarm("topics")[1]
+    rows = json.loads(swarm("topics", "read", "lines", "--count", "2", "-o", "json")[1])
+    assert [(each["key"], each["body"]) for each in rows] == [("a", '{"n":0}'), ("a", '{"n":1}')]
+    assert '{"n":3}' in swarm("topic", "read", "lines")[1]
+    assert len(json.loads(swarm("topics", "read", "lines", "--from", rows[1]["entry"], "-o", "json")[1])) == 3
+    assert (
+        swarm("topics", "read", "lines", "--from", "2999-01-01T00:00Z")[2] == "swarm: nothing in lines from there on\n"
+    )
+
+    [letter] = json.loads(swarm("topics", "dead", "lines", "-o", "json")[1])
+    assert (letter["group"], letter["error"], letter["body"]) == ("readers", "no sense in it", '{"n":0}')
+    assert "no sense in it" in swarm("topics", "dead", "lines")[1]
+    assert swarm("topics", "redrive", "lines", letter["id"])[2] == "swarm: 1 messages of lines are tried again\n"
+    assert swarm("topics", "redrive", "lines", "--all")[2] == "swarm: 0 messages of lines are tried again\n"
+
+    said = swarm("topics", "replay", "lines", "readers", "--from", "earliest", "--yes")[2]
+    assert said == "swarm: group readers of lines goes on from earliest: 5 messages are before it\n"
+    assert swarm("topics", "trim", "lines")[2] == "swarm: 0 messages of lines are gone\n"
+    assert swarm("topics", "drop-group", "lines", "readers", "--yes")[2] == "swarm: forgot group readers of lines\n"
+    assert "no group" in swarm("topics")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["topics", "read", "nowhere"], "TOPIC: found 'nowhere', needed one of namespace 'test': lines"),
+        (["topics", "read", "lines", "--from", "sometime"], "sometime"),
+        (["topics", "read", "lines", "--from", "2026-01-01T00:00"], "a time with a zone"),
+        (["topics", "redrive", "lines"], "LETTER: found 'none'"),
+        (["topics", "drop-group", "lines", "nobody", "--yes"], "GROUP: found 'nobody', needed one of lines: readers"),
+    ],
+)
+def test_wrong_words_about_topics_are_named(swarm: Swarm, on_redis: Any, words: list[str], said: str) -> None:
+    on_redis(given_topic)
+
+    code, out, err = swarm(*words)
+
+    assert (code, out) == (2, "")
+    assert said in err

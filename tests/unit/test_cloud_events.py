@@ -115,6 +115,8 @@ def test_a_message_comes_back_from_its_event_as_it_was(message: Message) -> None
 
     VALIDATOR.validate(event)
     again = from_cloud_event(json.dumps(event))
+    if "time" not in event:  # of a foreign event without one: it is dated when it is read
+        again = again.model_copy(update={"timestamp": message.timestamp})
     assert again == message
     assert same(again.model_dump(mode="json"), message.model_dump(mode="json"))
 

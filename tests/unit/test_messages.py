@@ -86,6 +86,10 @@ def test_a_message_expires_when_its_time_to_live_is_over() -> None:
     assert message.is_expired(sent + timedelta(seconds=60))
 
 
+def test_what_lives_for_ever_has_a_deadline_too() -> None:
+    assert not Message.create("note", "a", ttl=1e300).is_expired()
+
+
 def test_a_reply_goes_to_the_sender_and_belongs_to_what_it_answers() -> None:
     asked = Message.create("question", "asker", "answerer")
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError, InvalidInputError, SwarmError, UnavailableError
-from . import agents, audit, budget, bus, config, doctor, items, models, queues, redis_server, run, status
+from . import agents, audit, budget, bus, config, doctor, items, models, queues, redis_server, run, status, topics
 from .render import help_if_alone, say
 
 __all__ = ["app", "main"]
@@ -44,6 +44,8 @@ app.add_typer(budget.app, name="budget", short_help="What may be spent: show, se
 app.add_typer(bus.app, name="bus", short_help="Messages: listen, look back, send.")
 app.add_typer(queues.app, name="queues", short_help="Work queues: lengths, next tasks, those set aside.")
 app.add_typer(queues.app, name="queue", hidden=True)
+app.add_typer(topics.app, name="topics", short_help="Topics: how far groups are; read, replay, redrive.")
+app.add_typer(topics.app, name="topic", hidden=True)
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
 app.command("models", short_help="The models of each tier, and what they cost.")(models.models)

@@ -101,7 +101,7 @@ def from_cloud_event(event: Mapping[str, Any] | bytes | str) -> Message:
     """The event as a message.
 
     Args:
-        event: as data, or as JSON text.
+        event: as data, or as JSON text. One without a time is dated now.
 
     Raises:
         InvalidInputError: it is no valid CloudEvent 1.0; the message names the attribute.

@@ -177,7 +177,10 @@ class Message(_Envelope):
     @property
     def deadline(self) -> datetime:
         """When it is not worth reading any more."""
-        return self.timestamp + timedelta(seconds=self.ttl)
+        try:
+            return self.timestamp + timedelta(seconds=self.ttl)
+        except OverflowError:
+            return datetime.max.replace(tzinfo=UTC)
 
     def is_expired(self, now: datetime | None = None) -> bool:
         """Whether its deadline has passed."""

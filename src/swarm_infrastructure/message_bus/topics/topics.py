@@ -274,6 +274,13 @@ class Topic:
             )
         return GroupLag(group, tuple(partitions))
 
+    async def sizes(self) -> tuple[int, int]:
+        """How many messages there are, and how many dead letters."""
+        *lengths, dead = await self.store.commands(
+            *(("XLEN", stream) for stream in self._partitions), ("XLEN", self.keys.dead)
+        )
+        return sum(lengths), int(dead)
+
     async def _native_groups(self) -> list[dict[str, dict[str, Any]]]:
         """For each partition its groups as Redis knows them."""
         known: list[dict[str, dict[str, Any]]] = []
