@@ -120,16 +120,18 @@ class Message(_Envelope):
     id: str = Field(default_factory=lambda: uuid4().hex, min_length=1, max_length=256)
     type: _Type
     sender: str = Field(min_length=1, max_length=1024)
-    recipient: str = Field("", max_length=1024)  #: an agent, a channel, or "" for whoever listens
+    recipient: str = Field(default="", max_length=1024)  #: an agent, a channel, or "" for whoever listens
     payload: Any = Field(default_factory=dict)  #: JSON data
-    priority: int = Field(Priority.NORMAL, ge=0, le=9)  #: 0 first
+    priority: int = Field(default=Priority.NORMAL, ge=0, le=9)  #: 0 first
     timestamp: datetime = Field(default_factory=lambda: datetime.now(UTC))
     correlation_id: str | None = None  #: what it belongs to, such as the request that it answers
     reply_to: str | None = None  #: the channel where an answer is awaited
-    ttl: float = Field(300.0, gt=0, allow_inf_nan=False)  #: seconds after `timestamp` in which it is worth reading
+    ttl: float = Field(
+        default=300.0, gt=0, allow_inf_nan=False
+    )  #: seconds after `timestamp` in which it is worth reading
     traceparent: str | None = None  #: W3C trace context of whoever sent it
     attributes: dict[str, Any] = Field(default_factory=dict)  #: of a foreign CloudEvent, so that it can be told again
-    version: int = Field(VERSION, ge=1)  #: of the envelope
+    version: int = Field(default=VERSION, ge=1)  #: of the envelope
 
     @field_validator("timestamp")
     @classmethod
@@ -199,11 +201,11 @@ class TaskMessage(_Envelope):
     task_type: _Type
     parameters: dict[str, Any] = Field(default_factory=dict)
     deadline: datetime | None = None  #: after this it is not handed out any more; with a time zone
-    estimated_tokens: int = Field(0, ge=0)
-    max_retries: int = Field(3, ge=0)  #: attempts after the first one
-    priority: int = Field(Priority.NORMAL, ge=0, le=9)
+    estimated_tokens: int = Field(default=0, ge=0)
+    max_retries: int = Field(default=3, ge=0)  #: attempts after the first one
+    priority: int = Field(default=Priority.NORMAL, ge=0, le=9)
     traceparent: str | None = None
-    version: int = Field(VERSION, ge=1)
+    version: int = Field(default=VERSION, ge=1)
 
     _claim: Any = PrivateAttr(None)  # of the one that took it from its queue
 
