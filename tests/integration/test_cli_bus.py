@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from given import until
 
 from swarm_infrastructure.cli import main
@@ -22,7 +23,7 @@ Swarm = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def swarm(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
-) -> Swarm:
+) -> Iterator[Swarm]:
     """Runs a command; gives its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REDIS_URL", redis_server.url)
@@ -33,7 +34,8 @@ def swarm(
         told = capsys.readouterr()
         return code, told.out, told.err
 
-    return swarm
+    yield swarm
+    structlog.reset_defaults()  # each command configures the logs of its process
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..failure_recovery import backoff_s
+from ..service import let_finish
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
 from .work import Complete, Fail, HandBack, Outcome, Work
@@ -131,13 +132,7 @@ class Runner:
 
     @staticmethod
     async def _wait_for(tasks: set[asyncio.Task[None]], grace_s: float, hurry: asyncio.Event | None) -> None:
-        if not tasks:
-            return
-        everything = asyncio.ensure_future(asyncio.wait(tasks))
-        hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
-        await asyncio.wait({everything, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (everything, hurried):
-            waiting.cancel()
+        await let_finish(tasks, grace_s, hurry)
         for task in tasks:
             if not task.done():
                 task.cancel()

@@ -35,6 +35,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..keys import check_name
+from ..service import let_finish
 from ..telemetry import traceparent_of_work
 from .topics import Deliveries, Delivery, To, TopicMessage, Topics
 
@@ -138,7 +139,7 @@ class Processor:
             return
         deliveries.stop_taking()
         await asyncio.wait({task})
-        await _wait_for(set(self._hands), grace_s - min(LEAVING_S, grace_s / 5), hurry)
+        await let_finish(set(self._hands), grace_s - min(LEAVING_S, grace_s / 5), hurry)
         for hand in list(self._hands):
             hand.cancel()
         await asyncio.gather(*self._hands, return_exceptions=True)
@@ -225,17 +226,6 @@ class Processor:
                     raise
                 log.error("an answer was refused", processor=self.group, message=delivery.message.id, why=str(refused))
                 error, bury = refused, isinstance(refused, InvalidInputError)
-
-
-async def _wait_for(tasks: set[asyncio.Task[None]], grace_s: float, hurry: asyncio.Event | None) -> None:
-    if not tasks:
-        return
-    everything = asyncio.ensure_future(asyncio.wait(tasks))
-    hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
-    await asyncio.wait({everything, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-    for waiting in (everything, hurried):
-        waiting.cancel()
-    await asyncio.gather(everything, hurried, return_exceptions=True)
 
 
 def _snake(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from ..config import Settings
 
 __all__ = ["configure_logs"]
+
+
+class _Stderr:
+    """Whatever stderr is when a line is written: somebody may have put another in its place since."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def configure_logs(settings: Settings) -> None:
@@ -31,7 +41,7 @@ def configure_logs(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(
