@@ -468,7 +468,15 @@ class ModelUnavailableError(UnavailableError):
 
 
 class RateLimitedError(ModelUnavailableError):
-    """The provider, or our own limiter, asks to slow down."""
+    """The provider, or our own limiter, asks to slow down.
+
+    Args:
+        by_provider: False: it was our own limiter, and the call has waited as long as it is worth.
+    """
+
+    def __init__(self, *args: Any, by_provider: bool = True, **facts: Any) -> None:
+        self.by_provider = by_provider
+        super().__init__(*args, **facts)
 
 
 class RPCError(SwarmError):

@@ -97,7 +97,7 @@ class SwarmInfrastructure:
         self._schemas: SchemaRegistry | None = None
         self._timers: Timers | None = None
         self._decided = asyncio.Event()  # set and renewed when some debate ends
-        self._hears_debates: Callable[[], Any] | None = None
+        self._hears_debates: asyncio.Task[Callable[[], Any]] | None = None
         self._tasks: dict[tuple[str, str], Lease] = {}  # what `claim_task` took: (agent, item) → lease
         self._random = Random()
 
@@ -127,6 +127,13 @@ class SwarmInfrastructure:
         if self._hub is None or self._queues is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return MessageBus(self._hub, self._queues, agent_id, role=role)
+
+    @property
+    def task_queues(self) -> TaskQueues:
+        """The work queues of the namespace; there once connected."""
+        if self._queues is None:
+            raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
+        return self._queues
 
     @property
     def topics(self) -> Topics:
@@ -177,16 +184,21 @@ class SwarmInfrastructure:
 
     async def _hear_of_debate(self, debate_id: str) -> None:
         """Return when some debate has ended: which one, `Debates.wait` looks up."""
-        assert self._hub is not None
         if self._hears_debates is None:
+            assert self._hub is not None
+            self._hears_debates = asyncio.create_task(self._hub.listen([Channels.DEBATES], self._debate_heard))
+        decided = self._decided
+        try:
+            await asyncio.shield(self._hears_debates)  # of all that wait; one that gives up must not end it
+        except SwarmError:
+            self._hears_debates = None
+            raise
+        await decided.wait()
 
-            def heard(each: Heard) -> None:
-                if each.message.type == MessageType.DEBATE_CONSENSUS:
-                    self._decided.set()
-                    self._decided = asyncio.Event()
-
-            self._hears_debates = await self._hub.listen([Channels.DEBATES], heard)
-        await self._decided.wait()
+    def _debate_heard(self, heard: Heard) -> None:
+        if heard.message.type == MessageType.DEBATE_CONSENSUS:
+            self._decided.set()
+            self._decided = asyncio.Event()
 
     @property
     def controls(self) -> Controls:
@@ -244,9 +256,15 @@ class SwarmInfrastructure:
 
     async def disconnect(self) -> None:
         """Close everything; the private Redis stops with its last user."""
-        if self._message_bus is not None:
-            await self._message_bus.stop()
-        await self._stack.aclose()
+        try:
+            if self._timers is not None:
+                await self._timers.stop()
+            if self._message_bus is not None:
+                await self._message_bus.stop()
+        except UnavailableError as error:
+            log.warning("not everything could be ended: the store is away", why=str(error))
+        finally:
+            await self._stack.aclose()
         self._blackboard = self._cost_manager = None
         self._hub = self._queues = self._message_bus = None
         self._debates = self._hears_debates = self._topics = self._timers = self._schemas = None
@@ -381,7 +399,11 @@ class SwarmInfrastructure:
 
     async def _end_task(self, agent_id: str, item_id: str, verb: str, **facts: Any) -> Any:
         claim = await self._task(agent_id, item_id)
-        answer = await getattr(self.blackboard, verb)(claim, **facts)
+        try:
+            answer = await getattr(self.blackboard, verb)(claim, **facts)
+        except ClaimLostError:
+            self._tasks.pop((agent_id, item_id), None)  # nothing is left to end
+            raise
         self._tasks.pop((agent_id, item_id), None)
         return answer
 

@@ -67,6 +67,11 @@ def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second
         story = json.loads((folder / "story.json").read_text())
         assert story["sources"][0]["outlet"]
         assert story["history"][0]["kind"] == "submitted"
+        votes = {vote["stance"]: vote["choice"] for vote in story["debate"]["votes"]}
+        assert (story["debate"]["position"], len(votes) >= 2) == (
+            "tell",
+            True,
+        )  # it closes when the last can't change it
         assert story["history"][-1]["to"] == "published/published/"
         text = (folder / "script.md").read_text()
         assert text.startswith("# ")

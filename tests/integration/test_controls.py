@@ -113,6 +113,146 @@ async def test_who_is_shut_down_hands_back_what_it_does_not_finish_within_the_gr
     assert [item.attempts for item in await swarm.blackboard.queries.by_status("jobs", "waiting")] == [0, 0]
 
 
+async def test_who_is_drained_has_all_the_time_it_needs_also_if_nobody_else_is_left(swarm: SwarmInfrastructure) -> None:
+    await given_jobs(swarm, 2)
+    _, working = await running(swarm, Slow("slow-1", swarm=swarm))
+    await until(lambda: Slow.began == 2, PATIENCE_S)
+
+    await swarm.controls.drain()
+    await asyncio.sleep(1.0)  # twice the grace: what would end it has had its chance
+    assert await statuses(swarm) == {"active": 2}
+    [agent] = await swarm.blackboard.agents.list()
+    assert agent.status == "working"
+    Slow.go_on.set()
+
+    await in_time(working, PATIENCE_S)
+    assert await statuses(swarm) == {"done": 2}
+
+
+async def test_one_agent_that_is_cut_off_takes_nobody_with_it(swarm: SwarmInfrastructure) -> None:
+    class Cycling(BaseAgent):
+        async def _process_cycle(self) -> None:
+            await asyncio.Event().wait()
+
+    class Careless(Slow):
+        async def teardown(self) -> None:
+            raise RuntimeError("no good end")
+
+    await given_jobs(swarm, 2)
+    worker, working = await running(swarm, Slow("slow-1", swarm=swarm), Cycling("cyc-1", swarm=swarm))
+    await until(lambda: Slow.began == 2, PATIENCE_S)
+
+    await swarm.controls.shutdown("agent:cyc-1")
+
+    async def left() -> bool:
+        return [agent.agent_id for agent in await swarm.blackboard.agents.list()] == ["slow-1"]
+
+    await until(left, PATIENCE_S)
+    assert await statuses(swarm) == {"active": 2}
+    assert not working.done()
+    Slow.go_on.set()
+    worker.tell_to_stop()
+    await in_time(working, PATIENCE_S)
+    assert await statuses(swarm) == {"done": 2}
+    assert await swarm.blackboard.agents.list() == []
+
+
+async def test_a_teardown_that_raises_costs_the_others_nothing(swarm: SwarmInfrastructure) -> None:
+    class Careless(BaseAgent):
+        claims = Claims("jobs")
+
+        async def process(self, item: Item, work: Work) -> Outcome:
+            return work.done()
+
+        async def teardown(self) -> None:
+            raise RuntimeError("no good end")
+
+    await given_jobs(swarm, 2)
+    worker, working = await running(swarm, Slow("slow-1", swarm=swarm))
+    await until(lambda: Slow.began == 2, PATIENCE_S)
+    _, careless = await running(swarm, Careless("careless-1", swarm=swarm))
+
+    await swarm.controls.shutdown("agent:careless-1")
+    await in_time(careless, PATIENCE_S)
+
+    assert await statuses(swarm) == {"active": 2}
+    Slow.go_on.set()
+    worker.tell_to_stop()
+    await in_time(working, PATIENCE_S)
+    assert await statuses(swarm) == {"done": 2}
+
+
+async def test_an_order_to_one_who_died_is_not_for_the_next_one_of_its_name(swarm: SwarmInfrastructure) -> None:
+    await swarm.blackboard.register_agent("slow-1", "slow")
+    assert await swarm.blackboard.agents.order("shutdown") == ["slow-1"]  # which dies before it hears of it
+
+    _, working = await running(swarm, Slow("slow-1", swarm=swarm))
+    [(_, order)] = await swarm.blackboard.agents.beat_all([("slow-1", "slow", None)])
+
+    assert order == ""
+    await swarm.controls.shutdown()
+    await in_time(working, PATIENCE_S)
+
+
+async def test_an_emergency_on_one_board_does_not_stop_another(swarm: SwarmInfrastructure, redis_server: Any) -> None:
+    await given_jobs(swarm, 1)
+    worker, working = await running(swarm, Slow("slow-1", swarm=swarm))
+    await until(lambda: Slow.began == 1, PATIENCE_S)
+    async with SwarmInfrastructure(job_board("others"), swarm.settings) as other:
+        heard: list[Message] = []
+        swarm.message_bus.on(MessageType.EMERGENCY, heard.append)
+        await other.controls.emergency_stop("fire next door")
+        await until(lambda: heard, PATIENCE_S)
+
+    assert await statuses(swarm) == {"active": 1}
+    Slow.go_on.set()
+    worker.tell_to_stop()
+    await in_time(working, PATIENCE_S)
+    assert (Slow.began, await statuses(swarm)) == (1, {"done": 1})
+
+
+async def test_an_emergency_stop_cuts_off_the_cycle_of_an_agent_and_what_it_claimed_is_offered_again(
+    swarm: SwarmInfrastructure,
+) -> None:
+    cut = 0
+
+    class Cycling(BaseAgent):
+        async def _process_cycle(self) -> None:
+            nonlocal cut
+            if not await self.swarm.claim_task(self.agent_id, "jobs", "j0"):
+                return
+            try:
+                await Slow.go_on.wait()
+            except asyncio.CancelledError:
+                cut += 1
+                raise
+            await self.swarm.complete_task(self.agent_id, "jobs", "j0", {})
+
+    await given_jobs(swarm, 1)
+    worker, working = await running(swarm, Cycling("cyc-1", swarm=swarm))
+
+    async def held() -> bool:
+        return await statuses(swarm) == {"active": 1}
+
+    await until(held, PATIENCE_S)
+    await swarm.controls.emergency_stop("smoke")
+    await until(lambda: cut == 1, PATIENCE_S)
+
+    async def offered() -> bool:
+        return await statuses(swarm) == {"waiting": 1}
+
+    await until(offered, PATIENCE_S)
+    Slow.go_on.set()
+    await swarm.controls.resume()
+
+    async def done() -> bool:
+        return await statuses(swarm) == {"done": 1}
+
+    await until(done, PATIENCE_S)
+    worker.tell_to_stop()
+    await in_time(working, PATIENCE_S)
+
+
 async def test_an_order_that_nobody_heard_is_obeyed_with_the_next_heartbeat(swarm: SwarmInfrastructure) -> None:
     _, working = await running(swarm, Slow("slow-1", swarm=swarm))
 
@@ -175,7 +315,7 @@ async def test_agents_hear_that_they_are_paused_and_may_go_on(swarm: SwarmInfras
     await given_jobs(swarm, 1)
     await until(lambda: heard, PATIENCE_S)
 
-    assert (heard[0].recipient, heard[0].payload) == ("role:listening", {"reason": "lunch"})
+    assert (heard[0].recipient, heard[0].payload) == ("role:listening", {"reason": "lunch", "board": "jobs"})
     assert await swarm.controls.resume("role:listening") is True
     await until(lambda: Listening.began == 1, PATIENCE_S)
     await until(lambda: [each.type for each in heard] == [MessageType.PAUSE, MessageType.RESUME], PATIENCE_S)

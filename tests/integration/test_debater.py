@@ -129,6 +129,48 @@ async def test_who_fails_is_asked_again_who_abstains_is_not_and_neither_holds_th
     assert [agent.asked for agent in (failing, odd, abstaining, sure)] == [3, 3, 1, 1]
 
 
+async def test_a_debater_that_thinks_for_long_takes_part_in_other_debates_meanwhile(swarm: SwarmInfrastructure) -> None:
+    go_on = asyncio.Event()
+
+    class Thinking(Opinionated):
+        async def argue(self, debate: Debate, seat: Seat) -> Ballot | None:
+            if debate.id == "hard":
+                await go_on.wait()
+            return await super().argue(debate, seat)
+
+    agent = Thinking(agent_id="d0", swarm=swarm)
+    await started(agent)
+    await swarm.debates.open("hard", "Is it?", ("yes", "no"), voters=["d0"], deadline_s=20)
+    await until(lambda: agent.background, PATIENCE_S)
+    await swarm.debates.open("easy", "Is it?", ("yes", "no"), voters=["d0"], deadline_s=20)
+
+    assert (await in_time(swarm.debates.wait("easy"), PATIENCE_S)).position == "yes"
+    go_on.set()
+    assert (await in_time(swarm.debates.wait("hard"), PATIENCE_S)).position == "yes"
+    await stopped(agent)
+
+
+async def test_who_may_not_argue_any_more_still_votes_once(swarm: SwarmInfrastructure) -> None:
+    agent = Opinionated(agent_id="d0", swarm=swarm)
+    await started(agent)
+
+    await swarm.debates.open("d", "Is it?", ("yes", "no"), voters=["d0"], arguments_each=0, deadline_s=20)
+
+    assert (await in_time(swarm.debates.wait("d"), PATIENCE_S)).position == "yes"
+    await stopped(agent)
+    assert agent.asked == 1
+
+
+async def test_waiting_for_many_debates_listens_once(swarm: SwarmInfrastructure) -> None:
+    await swarm.debates.open("d", "Is it?", ("yes", "no"), voters=["d0"], deadline_s=20)
+    await swarm.debates.cancel("d")
+    for _ in range(50):
+        await swarm.debates.wait("d")
+
+    assert swarm._hub is not None
+    await until(lambda: len(swarm._hub._listeners.get("swarm.debates", {})) <= 1, PATIENCE_S)
+
+
 async def test_who_is_paused_takes_no_part_until_it_may(swarm: SwarmInfrastructure) -> None:
     agent = Opinionated(agent_id="d0", swarm=swarm)
     await started(agent)

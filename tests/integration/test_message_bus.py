@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from given import Connect, in_time, until
 
-from swarm_infrastructure.errors import InvalidInputError, RPCError, RPCFailedError, RPCTimeoutError
+from swarm_infrastructure.errors import (
+    InvalidInputError,
+    RPCError,
+    RPCFailedError,
+    RPCTimeoutError,
+    StoreUnavailableError,
+)
 from swarm_infrastructure.message_bus import (
     MAX_MESSAGE_BYTES,
     Channels,
@@ -302,6 +308,93 @@ async def test_after_redis_has_forgotten_its_numbers_nothing_is_taken_for_missed
     assert hub.missed == {}
 
 
+async def test_what_comes_while_nobody_listens_is_not_missed(open_bus: OpenBus, new_hub: Any) -> None:
+    hub, speaker = new_hub(), await open_bus("speaker")
+    unlisten = await hub.listen(["news"], lambda heard: None)
+    await speaker.publish("news", note(1))
+    await unlisten()
+    for n in range(5):
+        await speaker.publish("news", note(n))
+    heard: list[Any] = []
+    await hub.listen(["news"], heard.append)
+
+    await speaker.publish("news", note(6))
+
+    await until(lambda: heard)
+    assert hub.missed == {}
+
+
+async def test_a_listener_that_raises_does_not_make_the_others_deaf(open_bus: OpenBus, new_hub: Any) -> None:
+    hub, speaker = new_hub(), await open_bus("speaker")
+    heard: list[Any] = []
+    await hub.listen(["news"], lambda heard: 1 / 0)
+    await hub.listen(["news"], heard.append)
+    hub.on_gap(lambda gap: 1 / 0)
+    for n in range(3):
+        await speaker.publish("news", note(n))
+
+    await until(lambda: len(heard) == 3)
+
+
+async def test_a_handler_that_waits_for_what_is_cancelled_hears_the_next_message(open_bus: OpenBus) -> None:
+    bus, heard = await open_bus("a"), list[Any]()
+
+    async def unlucky(message: Message) -> None:
+        heard.append(message.payload)
+        other = asyncio.ensure_future(asyncio.sleep(60))
+        other.cancel()
+        await other
+
+    bus.on("note", unlucky)
+    await bus.send_to_agent("a", note(1))
+    await bus.send_to_agent("a", note(2))
+
+    await until(lambda: heard == [1, 2])
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_left_after_a_while(
+    redis_server: RedisServer, store: Store, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr("swarm_infrastructure.store.subscription.CONNECT_S", 0.1)
+    silent, accepted, ends = True, 0, list[Any]()
+    real = redis_server.url.removeprefix("unix://").partition("?")[0]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        ends.append(writer)
+        if silent and accepted > 1:  # the first connection is that of the commands
+            return
+        to_reader, to_writer = await asyncio.open_unix_connection(real)
+        ends.append(to_writer)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+
+    path = str(tmp_path / "s")
+    server = await asyncio.start_unix_server(serve, path)
+    through = await connect(f"unix://{path}", timeout_s=0.5)
+    hub = Hub(through, "test")
+    with pytest.raises(StoreUnavailableError):
+        await hub.listen(["news"], lambda heard: None)
+    silent, heard = False, list[Any]()
+    await until(lambda: hub._line(False)._connection is not None)
+
+    await hub.listen(["news"], heard.append)
+    await Hub(store, "test").publish("news", note(1))
+
+    await until(lambda: heard)
+    await hub.close()
+    await through.close()
+    server.close()
+    for writer in ends:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
 # --- history ----------------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +450,16 @@ async def test_a_call_that_nobody_answers_ends_at_its_timeout_and_is_not_execute
     await caller.call("work", "do", 2)
 
     assert done == [2]
+    assert await caller._hub._store.command("EXISTS", caller._hub.keys.requests("work")) == 0  # nothing piles up
+
+
+async def test_a_service_that_is_added_later_is_heard_at_once(open_bus: OpenBus) -> None:
+    caller, server = await open_bus("caller"), await open_bus("server")
+    await server.register_rpc_handler("first", "do", lambda n: n)
+    await caller.call("first", "do", 1)
+    await server.register_rpc_handler("second", "do", lambda n: n + 1)
+
+    assert await caller.call("second", "do", 1, timeout=2) == 2
 
 
 async def test_a_server_that_starts_late_still_answers(open_bus: OpenBus) -> None:

@@ -433,6 +433,18 @@ async def test_what_has_ended_is_forgotten_after_a_while(ledger: Ledger, clock: 
 # --- a call of the cost manager ---------------------------------------------------------------------------------------
 
 
+async def test_an_alert_handler_that_raises_does_not_undo_what_was_booked(costs: CostManager) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("pager is down")
+
+    costs.register_alert_handler(broken)
+    await costs.set_budget(Budget(daily_limit="0.0001"))
+
+    cost = await costs.record_usage("bob", "t", "summary", MODEL, TokenUsage(completion_tokens=1000))
+
+    assert (await costs.get_budget_status("swarm")).daily_spent == cost
+
+
 async def test_a_call_left_before_it_was_sent_costs_nothing(costs: CostManager) -> None:
     with pytest.raises(RuntimeError):
         async with costs.call(BOB, MODEL, input_tokens=100, max_output_tokens=100):

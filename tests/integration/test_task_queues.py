@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from given import clock_of, in_time, until
 
+from swarm_infrastructure.blackboard import Submission
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError
 from swarm_infrastructure.message_bus import Channels, TaskMessage, TaskQueues
@@ -171,6 +172,18 @@ async def test_a_task_after_its_deadline_is_not_handed_out_but_set_aside_with_th
     [(aside, why)] = await queues.set_aside(QUEUE)
     assert aside.task_id == "soon"
     assert f"its deadline {soon.isoformat()} has passed" in why
+
+
+async def test_what_is_no_task_is_set_aside_and_shown_with_the_reason(queues: TaskQueues) -> None:
+    board = await queues.board(QUEUE)
+    await board.submit(Submission(id="odd", section="tasks", payload={"what": "is this"}))
+    await queues.enqueue(QUEUE, task("t"))
+
+    assert [each.task_id for each in await queues.peek(QUEUE)] == ["odd", "t"]
+    assert await taken(queues) == ["t"]
+    [(odd, why)] = await queues.set_aside(QUEUE)
+    assert (odd.task_id, odd.task_type, odd.parameters) == ("odd", "unreadable", {"payload": {"what": "is this"}})
+    assert "TaskMessage: task_type" in why
 
 
 async def test_a_task_that_is_handed_back_costs_no_attempt(queues: TaskQueues) -> None:

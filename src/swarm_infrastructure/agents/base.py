@@ -15,6 +15,7 @@ An agent that wants to find its work by itself overrides `_process_cycle`, and i
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,7 @@ class BaseAgent:
         self._swarm = swarm
         self._runner: Runner | None = None
         self._bus: MessageBus | None = None
+        self.background: set[asyncio.Task[None]] = set()  #: tasks of its own, which are let finish when it leaves
 
     @property
     def swarm(self) -> SwarmInfrastructure:

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ __all__ = ["Ballot", "Debater", "Seat"]
 log = structlog.get_logger(__name__)
 LOOK_S = 1.0  # how long it trusts its ears; a missed invitation costs this much
 AGAIN_S = 2.0  # before it tries a debate again in which it failed
+AT_ONCE = 8  # debates in which it makes up its mind at the same time, unless the class names its slots
 TRIES = 3  # in one debate: an opinion may cost money each time
 
 
@@ -111,6 +113,7 @@ class Debater(BaseAgent):
             self.capabilities = (*self.capabilities, self.stance)  # type: ignore[misc]  # so that others find it
         self._called: asyncio.Event | None = None
         self._failures: dict[str, list[float]] = {}  # debate → when it failed there
+        self._at_work: set[str] = set()  # debates in which it is making up its mind
         self._random = Random()
 
     async def argue(self, debate: Debate, seat: Seat) -> Ballot | None:
@@ -133,7 +136,22 @@ class Debater(BaseAgent):
         now = asyncio.get_running_loop().time()
         found = await self.swarm.debates.open_debates(self.agent_id, self.role)
         self._failures = {each.id: self._failures[each.id] for each in found if each.id in self._failures}
-        await asyncio.gather(*(self._take_part(debate) for debate in found if self._may_try(debate, now)))
+        for debate in found:
+            if (
+                debate.id not in self._at_work
+                and len(self._at_work) < (self.slots or AT_ONCE)
+                and self._may_try(debate, now)
+            ):
+                self._at_work.add(debate.id)
+                task = asyncio.create_task(self._take_part(debate), name=f"{self.agent_id} in {debate.id}")
+                self.background.add(task)
+                task.add_done_callback(partial(self._is_done, debate.id))
+
+    def _is_done(self, debate_id: str, task: asyncio.Task[None]) -> None:
+        self._at_work.discard(debate_id)
+        self.background.discard(task)
+        if self._called is not None:
+            self._called.set()  # there may be one that waited for a free slot
 
     def _may_try(self, debate: Debate, now: float) -> bool:
         failed = self._failures.get(debate.id, [])
@@ -150,13 +168,12 @@ class Debater(BaseAgent):
                 raise InvalidInputError(f"{type(self).__name__}.argue", found=ballot, needed="a Ballot, or None")
             debates = self.swarm.debates
             if ballot.argument:
-                await debates.argue(
-                    debate.id, self.agent_id, ballot.choice, ballot.argument, ballot.confidence, role=self.role
-                )
+                await self._bring(debate, ballot)
             await debates.vote(
                 debate.id, self.agent_id, ballot.choice, ballot.confidence, ballot.reason, role=self.role
             )
         except DebateRefusedError as error:
+            self._failures[debate.id] = [math.inf]  # it will not be taken another time
             log.info("not taken part", debate=debate.id, agent=self.agent_id, why=error.why)
         except Exception as error:  # the rim: an opinion may raise anything
             self._failures.setdefault(debate.id, []).append(asyncio.get_running_loop().time())
@@ -164,6 +181,16 @@ class Debater(BaseAgent):
                 "no opinion yet", debate=debate.id, agent=self.agent_id, error=str(error) or repr(error),
                 exc_info=not isinstance(error, SwarmError),
             )  # fmt: skip
+
+    async def _bring(self, debate: Debate, ballot: Ballot) -> None:
+        try:
+            await self.swarm.debates.argue(
+                debate.id, self.agent_id, ballot.choice, ballot.argument, ballot.confidence, role=self.role
+            )
+        except DebateRefusedError as error:
+            if error.kind != "arguments":
+                raise
+            log.info("not argued", debate=debate.id, agent=self.agent_id, why=error.why)  # it may vote nevertheless
 
 
 async def bench(swarm: SwarmInfrastructure, role: str = Debater.role) -> dict[str, str]:

@@ -56,7 +56,10 @@ class Runner:
         self._stopped: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
-        self._draining = self._handing_back = self._left = False
+        self._draining = self._handing_back = self._set_up = False
+        self._cycle: asyncio.Task[None] | None = None  # of an agent that cycles by hand
+        self.left = False  #: it has stopped, and is not registered any more
+        self._gone = asyncio.Event()
         self._short_of_money = False  # said once, until something succeeds again
         self.status = "idle"  #: idle, working or error
         self.finished = 0  #: items that left its hands
@@ -76,6 +79,7 @@ class Runner:
                 await self._swarm.cost_manager.ledger.declare(Budget(scope=f"role:{agent.role}", **agent.budget))
             await self._swarm.register_agent(agent.agent_id, agent.role, agent.capabilities)
             await agent.bus.start()
+            self._set_up = True
             await agent.setup()
         except BaseException:
             serve.close()
@@ -93,50 +97,60 @@ class Runner:
 
     async def stop(self, *, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Stop claiming, let handlers finish (or until *hurry*), hand back the rest, unregister: all within *grace_s*."""
-        if self._left:
+        if self.left:
             return
-        grace_s -= min(LEAVING_S, grace_s / 5)
+        leaving_s = min(LEAVING_S, grace_s / 5)
+        grace_s -= leaving_s
         self.stop_claiming()
+        working = set(self._hands) | self.agent.background
         if self._task is not None and self.agent.cycles_by_hand():
-            await self._wait_for({self._task}, grace_s, hurry)
+            working.add(self._task)
         elif self._task is not None:
             await asyncio.wait({self._task})
-        await self._wait_for(set(self._hands), grace_s, hurry)
+        await let_finish(working, grace_s, hurry)
         self._draining = True
-        rest = [*self._hands, *([self._task] if self._task else [])]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await _end({*working, *self._hands, *self.agent.background, *([self._task] if self._task else [])}, leaving_s)
         try:
-            await self.agent.teardown()
-            await self.agent.bus.stop()
-            await self._swarm.unregister_agent(self.agent.agent_id)
-            self._left = True
-        except UnavailableError as error:
+            if self._set_up:
+                await self.agent.teardown()
+        except Exception:  # the rim: it may raise anything, and the others have to leave too
+            log.error("teardown failed", agent=self.agent.agent_id, exc_info=True)
+        self.left = True  # no heartbeat any more, which would bring it back
+        try:
+            async with asyncio.timeout(max(leaving_s, 0.1)):
+                await self.agent.bus.stop()
+                await self._swarm.unregister_agent(self.agent.agent_id)
+        except (UnavailableError, TimeoutError) as error:
             log.warning("left without a word: the store is away", agent=self.agent.agent_id, why=str(error))
+        finally:
+            self._gone.set()
 
     async def hand_back_all(self) -> None:
         """Hand back what is in hand, at once, and go on: with claims, as far as the gates allow."""
         self._handing_back = True
-        hands = list(self._hands)
-        for task in hands:
+        tasks = {*self._hands, *self.agent.background, *([self._cycle] if self._cycle else [])}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*hands, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._hand_back_tasks()
         self._handing_back = False
 
     async def wait(self) -> None:
-        """Wait until the runner ends by itself: it does so only if something is wrong that a retry can't mend."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
+        """Wait until the runner has left. It ends by itself only if something is wrong that a retry can't mend.
 
-    @staticmethod
-    async def _wait_for(tasks: set[asyncio.Task[None]], grace_s: float, hurry: asyncio.Event | None) -> None:
-        await let_finish(tasks, grace_s, hurry)
-        for task in tasks:
-            if not task.done():
-                task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        Raises:
+            SwarmError: that.
+        """
+        if self._task is None:
+            return
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait({self._task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if self._task.done() and not self._task.cancelled() and (error := self._task.exception()) is not None:
+                raise error
+            await gone  # its loop ends first when it is told to leave
+        finally:
+            gone.cancel()
 
     # -- agents that override process -----------------------------------------------------------------------------------
 
@@ -296,10 +310,15 @@ class Runner:
             pause_s = agent.cycle_s
             try:
                 self.status = "working"
-                await agent._process_cycle()
+                self._cycle = asyncio.create_task(agent._process_cycle(), name=f"cycle of {agent.agent_id}")
+                await self._cycle
                 self.status = "idle"
                 await self._close_tasks("the cycle ended without completing it")
             except asyncio.CancelledError:
+                if self._handing_back:  # the cycle alone was cut off; what it held is handed back there
+                    self.status = "idle"
+                    await asyncio.sleep(pause_s)
+                    continue
                 await self._hand_back_tasks()
                 raise
             except UnavailableError as error:
@@ -324,6 +343,18 @@ class Runner:
                 await self._swarm.blackboard.hand_back(claim, reason="the worker stops")
             except SwarmError as error:
                 log.warning("not handed back", item=claim.item_id, agent=claim.agent_id, why=str(error))
+
+
+async def _end(tasks: set[asyncio.Task[None]], within_s: float) -> None:
+    """Cancel *tasks*, and once more what is not over *within_s*: whoever waits for a store that is away gives up then."""
+    left = {task for task in tasks if not task.done()}
+    for n in range(2):
+        if left:
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=max(within_s, 0.1) / (n + 1))
+    if left:
+        log.error("did not end", tasks=[task.get_name() for task in left])
 
 
 def cancel(task: asyncio.Task[None]) -> None:

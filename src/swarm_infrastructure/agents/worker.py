@@ -17,9 +17,9 @@ from typing import IO
 
 import structlog
 
-from ..blackboard.registry import Order
+from ..blackboard.registry import UNKNOWN, Order
 from ..blackboard.sweeper import Sweeper
-from ..errors import RefusedError, SwarmError, UnavailableError
+from ..errors import SwarmError, UnavailableError
 from ..message_bus import Message, MessageType, Processor
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
@@ -76,7 +76,8 @@ class Worker:
                 loop.add_signal_handler(number, self.tell_to_stop)
         swarm = self._swarm
         sweeper = Sweeper(
-            swarm.blackboard, chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep, swarm.topics.trim)
+            swarm.blackboard,
+            chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep, swarm.topics.trim, swarm.task_queues.sweep),
         )
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")
@@ -116,7 +117,10 @@ class Worker:
         for task in self._leaving.values():
             task.cancel()  # from here on the grace counts for them too
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
-        await asyncio.gather(*(each.stop(grace_s=grace_s, hurry=self._hurry) for each in self._everybody))
+        stopping = (each.stop(grace_s=grace_s, hurry=self._hurry) for each in self._everybody)
+        for error in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(error, Exception):  # of one; the others have left in order
+                log.error("did not leave in order", error=repr(error), exc_info=error)
 
     # -- controls ---------------------------------------------------------------------------------------------------
 
@@ -138,11 +142,14 @@ class Worker:
         self._look.set()
 
     async def _stop_everything(self, message: Message) -> None:
-        log.error("emergency stop", sender=message.sender, reason=(message.payload or {}).get("reason"))
+        told = message.payload if isinstance(message.payload, dict) else {}
+        if told.get("board", self._swarm.board.name) != self._swarm.board.name:
+            return
+        log.error("emergency stop", sender=message.sender, reason=told.get("reason"))
         await asyncio.gather(*(runner.hand_back_all() for runner in self.runners))
 
     def _obey(self, runner: Runner, order: str) -> None:
-        if not order or runner in self._leaving:
+        if order not in (Order.DRAIN, Order.SHUTDOWN) or runner in self._leaving:
             return
         grace_s = self._swarm.settings.shutdown_grace_s if order == Order.SHUTDOWN else NO_HURRY_S
         log.info("leaving, as ordered", agent=runner.agent.agent_id, order=order)
@@ -159,7 +166,7 @@ class Worker:
             except TimeoutError:
                 pass
             self._look.clear()
-            rows, here = [], [runner for runner in self.runners if runner not in self._leaving]
+            rows, here = [], [runner for runner in self.runners if not runner.left]
             for runner in here:
                 agent = runner.agent
                 facts = None
@@ -168,16 +175,22 @@ class Worker:
                         "capabilities": list(agent.capabilities), "status": runner.status,
                         "host": socket.gethostname(), "pid": os.getpid(),
                     }  # fmt: skip
-                    told[agent.agent_id] = runner.status
                 rows.append((agent.agent_id, agent.role, facts))
             try:
-                for runner, (_, order) in zip(here, await registry.beat_all(rows), strict=True):
-                    self._obey(runner, order)
+                answers = await registry.beat_all(rows)
             except UnavailableError as error:
                 log.warning("no heartbeat", why=str(error))
                 await self._revive()
-            except RefusedError as error:
-                log.error("heartbeat refused", why=str(error))
+                continue
+            except Exception as error:  # the rim: without a heartbeat nobody sees us, and no order reaches us
+                log.error("heartbeat refused", why=str(error), exc_info=not isinstance(error, SwarmError))
+                continue
+            for runner, (agent_id, _, facts), (_, order) in zip(here, rows, answers, strict=True):
+                if order == UNKNOWN:  # Redis has lost what it knew of it: introduce it again
+                    told.pop(agent_id, None)
+                elif facts is not None:
+                    told[agent_id] = str(facts["status"])
+                self._obey(runner, order)
 
     async def _revive(self) -> None:
         try:

@@ -23,7 +23,9 @@ from .items import Item, clean_text, dump_json
 if TYPE_CHECKING:
     from .blackboard import Blackboard
 
-__all__ = ["AgentRegistry", "AgentState", "AgentStatus", "Order"]
+__all__ = ["UNKNOWN", "AgentRegistry", "AgentState", "AgentStatus", "Order"]
+
+UNKNOWN = "unknown"  # in place of an order: Redis does not know the agent, it should introduce itself
 
 
 class Order(StrEnum):
@@ -79,7 +81,11 @@ class AgentRegistry:
         Raises:
             InvalidInputError: a name that can't be one.
         """
-        await self.beat_all([(agent_id, role, {"capabilities": [str(tag) for tag in capabilities], **facts})])
+        row = (agent_id, role, {"capabilities": [str(tag) for tag in capabilities], **facts})
+        _description(*row)  # before anything changes
+        # an order that a dead agent of this id has left behind is not for this one
+        await self._store.command("HDEL", self._keys.orders, check_id("agent id", agent_id))
+        await self.beat_all([row])
 
     async def unregister(self, agent_id: str) -> None:
         """Forget an agent. Its claims stay until they end."""
@@ -94,12 +100,19 @@ class AgentRegistry:
 
     async def forget_dead(self, after_s: float) -> int:
         """Forget agents without a heartbeat for *after_s*; returns how many."""
-        clock, offset = await self._store.commands(("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"))
-        before_ms = int(clock[0]) * 1000 + int(offset or 0) - int(after_s * 1000)
-        dead = await self._store.command("ZRANGEBYSCORE", self._keys.beats, "-inf", before_ms)
+        dead = await self._store.command("ZRANGEBYSCORE", self._keys.beats, "-inf", await self._ms_ago(after_s))
         for agent_id in dead:
             await self.unregister(agent_id.decode())
         return len(dead)
+
+    async def _ms_ago(self, seconds: float) -> int:
+        """So long ago, in ms since the epoch on Redis' clock."""
+        clock, offset = await self._store.commands(("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"))
+        return int(clock[0]) * 1000 + int(offset or 0) - int(seconds * 1000)
+
+    async def _alive(self) -> set[str]:
+        since = await self._ms_ago(self._dead_after_s)
+        return {name.decode() for name in await self._store.command("ZRANGEBYSCORE", self._keys.beats, since, "+inf")}
 
     async def beat(self, agent_id: str) -> None:
         """Say that a registered agent lives."""
@@ -112,7 +125,7 @@ class AgentRegistry:
         """Say that these agents (id, role, what changed in its description) live, in one call.
 
         Returns:
-            For each the gate that is shut for it, or "", and its order (see `order`), or "".
+            For each the gate that is shut for it, or "", and its order (see `order`), `UNKNOWN`, or "".
         """
         args: list[Any] = []
         for agent_id, role, facts in agents:
@@ -246,12 +259,12 @@ class AgentRegistry:
         except ValueError as error:
             raise InvalidInputError("order", found=what, needed=f"one of {', '.join(Order)}") from error
         kind, _, name = _gate(who).partition(":")
-        rows = _pairs(await self._store.command("HGETALL", self._keys.agents))
-        roles = {agent_id.decode(): str(orjson.loads(text).get("role", "")) for agent_id, text in rows}
+        rows, alive = await self._store.command("HGETALL", self._keys.agents), await self._alive()
+        roles = {agent_id.decode(): str(orjson.loads(text).get("role", "")) for agent_id, text in _pairs(rows)}
         told = sorted(
             agent_id
             for agent_id, role in roles.items()
-            if who == "*" or name == (agent_id if kind == "agent" else role)
+            if agent_id in alive and (who == "*" or name == (agent_id if kind == "agent" else role))
         )
         if told:
             args = [part for agent_id in told for part in (agent_id, str(what))]

@@ -492,9 +492,12 @@ def _scope(name: str) -> str:
 
 
 async def _called(handler: Handler, *args: Any) -> None:
-    answer = handler(*args)
-    if inspect.isawaitable(answer):
-        await answer
+    try:
+        answer = handler(*args)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:  # the rim: what was told is done; a handler that fails must not undo it
+        log.error("a handler failed", handler=getattr(handler, "__name__", repr(handler)), exc_info=True)
 
 
 def _report(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -303,8 +303,8 @@ class Ledger:
         await self.expire()
         hour = self.windows().hour
         if hour != self._pruned:
+            self._pruned = hour  # also if it fails: the next hour will do
             await self.prune()
-            self._pruned = hour
 
     # -- limits -----------------------------------------------------------------------------------------------------
 
@@ -433,11 +433,18 @@ class Ledger:
         at_ms = now_ms() + self._ahead_ms
         hour = Windows.at(at_ms - hours_d * 86_400_000, self._zone).hour
         day = Windows.at(at_ms - days_d * 86_400_000, self._zone).day
-        old = [
-            field for field in await self.counters()
-            if (field[0] == "h" and field.split("|")[0] < hour) or (field[0] == "d" and field.split("|")[0] < day)
-        ]  # fmt: skip
-        return int(await self._store.command("HDEL", self._board.spend, *old)) if old else 0
+        gone, cursor = 0, b"0"
+        while True:  # in pages: there may be a counter for each task that ever was
+            cursor, page = await self._store.command("HSCAN", self._board.spend, cursor, "COUNT", 1000)
+            names = (name.decode() for name in (page if isinstance(page, Mapping) else page[::2]))
+            old = [
+                field for field in names
+                if (field[0] == "h" and field.split("|")[0] < hour) or (field[0] == "d" and field.split("|")[0] < day)
+            ]  # fmt: skip
+            if old:
+                gone += int(await self._store.command("HDEL", self._board.spend, *old))
+            if int(cursor) == 0:
+                return gone
 
 
 class _KeysWithAnswers:

@@ -60,6 +60,8 @@ class MessageBus:
         default_timeout: float = 30.0,
         mailbox: int = MAILBOX,
     ) -> None:
+        if mailbox < 1:
+            raise InvalidInputError("mailbox", found=mailbox, needed="1 or more")
         self.agent_id, self.role = agent_id, role
         self.dropped = 0  #: messages for which the mailbox had no room
         self.expired = 0  #: messages that came to their turn too late
@@ -85,12 +87,18 @@ class MessageBus:
         self._tasks = [
             asyncio.create_task(self._handle(urgent), name=f"messages of {self.agent_id}") for urgent in (True, False)
         ]
-        self._unlisten.append(await self._hub.listen(own, self._post))
+        try:
+            self._unlisten.append(await self._hub.listen(own, self._post))
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Stop listening; what is in the mailbox is dropped."""
         for unlisten in self._unlisten:
             await unlisten()
+        if self._unlisten:
+            await self._hub.forget(Channels.agent_channel(self.agent_id))
         self._unlisten.clear()
         await self._rpc.stop()
         tasks, self._tasks = self._tasks, []
@@ -255,6 +263,11 @@ class MessageBus:
             answer = handler(message)
             if inspect.isawaitable(answer):
                 await answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.warning("what a message handler waited for was cancelled", agent=self.agent_id, message=message.name)
         except Exception as error:  # the rim: a handler may raise anything
             log.warning(
                 "a message handler failed", agent=self.agent_id, message=message.name, error=repr(error),

@@ -33,7 +33,8 @@ class Controls:
     def __init__(
         self, blackboard: Blackboard, broadcast: Callable[[Message], Awaitable[int]], *, sender: str = "swarm"
     ) -> None:
-        self._agents, self._broadcast, self._sender = blackboard.agents, broadcast, sender
+        self._agents, self._board = blackboard.agents, blackboard.board.name
+        self._broadcast, self._sender = broadcast, sender
 
     async def pause(self, who: str = "*", *, reason: str = "paused") -> None:
         """Stop claims of ``agent:ID``, ``role:ROLE`` or ``*`` (all); what they hold they may finish."""
@@ -68,7 +69,7 @@ class Controls:
         return await self._tell(MessageType.EMERGENCY, "*", reason)
 
     async def _tell(self, msg_type: MessageType, who: str, reason: str) -> int:
-        message = Message.create(msg_type, self._sender, who, {"reason": reason}, priority=0)
+        message = Message.create(msg_type, self._sender, who, {"reason": reason, "board": self._board}, priority=0)
         try:
             return await self._broadcast(message)
         except UnavailableError as error:  # it stands in Redis; they learn of it a little later

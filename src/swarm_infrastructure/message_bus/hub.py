@@ -90,7 +90,7 @@ class Hub:
 
         Raises:
             InvalidInputError: the channel's name, or the message is too large.
-            StoreUnavailableError: Redis does not answer.
+            StoreUnavailableError: Redis does not answer; it may have been told.
         """
         check_channel(channel)
         return await self._publishing.send((channel, message.to_json(), message.type, history))
@@ -106,7 +106,8 @@ class Hub:
                     keys.append(self.keys.history(msg_type))
                     place = places[msg_type] = len(keys)
             args += (self.keys.channel(channel), body, msg_type, place, self._history)
-        return list(await self._store.call("tell", keys, args))
+        # once: a repeat of a call whose reply was lost would be heard twice
+        return list(await self._store.call("tell", keys, args, once=True))
 
     # -- calls: lists that one handler takes from -------------------------------------------------------------------
 
@@ -118,11 +119,18 @@ class Hub:
             ("PEXPIRE", key, max(1, round(message.ttl * 1000)), "GT"), once=True,  # else it might be executed twice
         )  # fmt: skip
 
-    async def next_request(self, services: Sequence[str], timeout_s: float) -> tuple[str, bytes] | None:
-        """Take the oldest call of one of the services; None if there is none within *timeout_s*."""
-        keys = {self.keys.requests(service): service for service in services}
-        found = await self._store.pop(list(keys), timeout_s)
-        return None if found is None else (keys[found[0]], found[1])
+    async def withdraw(self, service: str, message: Message) -> None:
+        """Take a call back that nobody has taken: its caller has given up."""
+        await self._store.command("LREM", self.keys.requests(service), 1, message.to_json())
+
+    async def next_request(self, service: str, timeout_s: float) -> bytes | None:
+        """Take the oldest call of a service; None if there is none within *timeout_s*."""
+        found = await self._store.pop([self.keys.requests(service)], timeout_s)
+        return None if found is None else found[1]
+
+    async def forget(self, channel: str) -> None:
+        """Forget the number of a channel that nobody will use again."""
+        await self._store.command("HDEL", self.keys.numbers, self.keys.channel(channel))
 
     # -- history ----------------------------------------------------------------------------------------------------
 
@@ -138,6 +146,8 @@ class Hub:
         found = await self._store.commands(
             *(("XREVRANGE", self.keys.history(each), "+", "-", "COUNT", count) for each in types)
         )
+        if gone := [each for each, rows in zip(types, found, strict=True) if not rows]:
+            await self._store.command("SREM", self.keys.types, *gone)
         told = [(_stream_id(name), Message.from_json(_fields(row)[b"m"])) for rows in found for name, row in rows]
         # by Redis' clock, and within one of its milliseconds by their senders'
         told.sort(key=lambda each: (each[0][0], each[1].timestamp, each[0][1]), reverse=True)
@@ -149,7 +159,7 @@ class Hub:
         """Have *listener* called with each message of *channels*, until the function that this returns is called and awaited.
 
         Raises:
-            StoreUnavailableError: Redis does not answer; it is listened to nevertheless, as soon as it does.
+            StoreUnavailableError: Redis does not answer; nothing is listened to.
         """
         names, token = [check_channel(name) for name in channels], object()
         for name in names:
@@ -160,11 +170,21 @@ class Hub:
             for urgent, part in self._by_line(names):
                 for name in part:
                     self._listeners[name].pop(token, None)
+                    if not self._listeners[name]:  # what comes while nobody listens is not missed
+                        del self._listeners[name]
+                        self._last.pop(self.keys.channel(name).encode(), None)
                 await self._line(urgent).discard(self.keys.channel(name) for name in part)
 
-        for urgent, part in self._by_line(names):
-            redis_channels = [self.keys.channel(name) for name in part]
-            await self._line(urgent).add(redis_channels, timeout_s=self._store.timeout_s)
+        lines = [(self._line(urgent), part) for urgent, part in self._by_line(names)]
+        adding = (
+            line.add([self.keys.channel(name) for name in part], timeout_s=self._store.timeout_s)
+            for line, part in lines
+        )
+        try:
+            await asyncio.gather(*adding)
+        except BaseException:
+            await unlisten()
+            raise
         return unlisten
 
     def listen_to_hints(self, redis_channel: str, callback: Callable[[bytes], None]) -> Callable[[], None]:
@@ -226,22 +246,24 @@ class Hub:
     def _heard(self, channel: bytes, data: bytes) -> None:
         if channel in self._hints:
             for callback in list(self._hints[channel].values()):
-                callback(data)
+                _call(callback, data)
             return
         text, _, body = data.partition(b" ")
-        name = self._names[channel]
+        name = self._names.get(channel, "")
+        if name not in self._listeners:
+            return  # it came as we stopped listening
         if not text.isdigit():
             log.warning("something that is no message was published", channel=name)
             return
         self._reach(channel, int(text), counted=1)
         heard = Heard(name, body)
         for listener in list(self._listeners[name].values()):
-            listener(heard)
+            _call(listener, heard)
 
     def _caught_up(self, channels: Sequence[bytes], numbers: Sequence[bytes | None]) -> None:
         for channel, number in zip(channels, numbers, strict=True):
             for callback in list(self._hints.get(channel, {}).values()):
-                callback(b"")  # there may be something new: nobody told us while we were away
+                _call(callback, b"")  # there may be something new: nobody told us while we were away
             self._reach(channel, int(number or 0), counted=0)
 
     def _reach(self, channel: bytes, number: int, *, counted: int) -> None:
@@ -256,7 +278,15 @@ class Hub:
         self.missed[name] = self.missed.get(name, 0) + missed
         log.warning("messages were missed", channel=name, missed=missed)
         for handler in self._gap_handlers:
-            handler(Gap(name, missed))
+            _call(handler, Gap(name, missed))
+
+
+def _call(callback: Callable[[Any], Any], told: Any) -> None:
+    """What a listener raises must not make the whole process deaf."""
+    try:
+        callback(told)
+    except Exception:  # the rim: it may raise anything
+        log.error("a listener failed", exc_info=True)
 
 
 def _stream_id(name: bytes) -> tuple[int, ...]:

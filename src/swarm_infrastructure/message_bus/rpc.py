@@ -46,7 +46,7 @@ class Rpc:
         self._awaited: dict[str, asyncio.Future[Message]] = {}
         self._unlisten: Callable[[], Any] | None = None
         self._handlers: dict[str, dict[str, RpcHandler]] = {}
-        self._server: asyncio.Task[None] | None = None
+        self._servers: dict[str, asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._listening = asyncio.Lock()
@@ -58,9 +58,6 @@ class Rpc:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if timeout_s <= 0:
             raise InvalidInputError("timeout", found=timeout_s, needed="seconds, above 0")
-        async with self._listening:
-            if self._unlisten is None:
-                self._unlisten = await self._hub.listen([self._reply_to], self._answered)
         request = Message.create(
             MessageType.RPC_REQUEST, self._agent_id, service, {"method": method, "params": params}, ttl=timeout_s,
             reply_to=self._reply_to,
@@ -68,9 +65,13 @@ class Rpc:
         answer = self._awaited[request.id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):
+                async with self._listening:
+                    if self._unlisten is None:
+                        self._unlisten = await self._hub.listen([self._reply_to], self._answered)
                 await self._hub.request(service, request)
                 told = await answer
         except TimeoutError as error:
+            await self._withdraw(service, request)
             raise RPCTimeoutError(service, method, timeout_s) from error
         finally:
             self._awaited.pop(request.id, None)
@@ -85,19 +86,26 @@ class Rpc:
     async def register(self, service: str, method: str, handler: RpcHandler) -> None:
         """See `MessageBus.register_rpc_handler`."""
         self._handlers.setdefault(check_channel(service), {})[method] = handler
-        if self._server is None:
-            self._server = asyncio.create_task(self._serve(), name=f"rpc of {self._agent_id}")
+        if service not in self._servers:
+            self._servers[service] = asyncio.create_task(self._serve(service), name=f"{service} of {self._agent_id}")
+
+    async def _withdraw(self, service: str, request: Message) -> None:
+        try:
+            await self._hub.withdraw(service, request)
+        except UnavailableError as error:
+            log.debug("a call was not withdrawn; it expires", service=service, why=str(error))
 
     async def stop(self) -> None:
         """Answer no more calls; those in work are cancelled."""
-        tasks = [*([self._server] if self._server else []), *self._working]
+        tasks = [*self._servers.values(), *self._working]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._server = None
+        self._servers.clear()
         if self._unlisten is not None:
             await self._unlisten()
             self._unlisten = None
+            await self._hub.forget(self._reply_to)
 
     def _answered(self, heard: Heard) -> None:
         try:
@@ -109,12 +117,12 @@ class Rpc:
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
 
-    async def _serve(self) -> None:
+    async def _serve(self, service: str) -> None:
         while True:
             await self._slots.acquire()  # take no call that would only wait here
             taken = None
             try:
-                taken = await self._hub.next_request(list(self._handlers), LISTEN_S)
+                taken = await self._hub.next_request(service, LISTEN_S)
             except UnavailableError as error:
                 log.warning("can't listen for calls", why=str(error))
                 await asyncio.sleep(self._random.random())
@@ -122,7 +130,7 @@ class Rpc:
                 if taken is None:
                     self._slots.release()
             if taken is not None:
-                task = asyncio.create_task(self._work(*taken), name=f"call of {taken[0]}")
+                task = asyncio.create_task(self._work(service, taken), name=f"call of {service}")
                 self._working.add(task)
                 task.add_done_callback(self._done)
 

@@ -176,7 +176,7 @@ class TaskQueues:
 
     async def peek(self, queue: str, count: int = 10) -> list[TaskMessage]:
         """The next tasks, in the order in which they are handed out."""
-        return [_task(item) for item in await self._standing(queue, "waiting", count)]
+        return [_shown(item) for item in await self._standing(queue, "waiting", count)]
 
     async def set_aside(self, queue: str, count: int = 100) -> list[tuple[TaskMessage, str]]:
         """Tasks that failed or crashed too often, or came too late, with the last error of each."""
@@ -184,7 +184,7 @@ class TaskQueues:
         found = []
         for item in await self._standing(queue, "quarantined", count):
             errors = await board.errors(item.id)
-            found.append((_task(item), str(errors[-1]["error"]) if errors else ""))
+            found.append((_shown(item), str(errors[-1]["error"]) if errors else ""))
         return found
 
     async def redrive(self, queue: str, task_id: str) -> None:
@@ -252,3 +252,11 @@ class TaskQueues:
 def _task(item: Item) -> TaskMessage:
     task = TaskMessage.from_data(item.payload)
     return task.model_copy(update={"priority": item.priority})
+
+
+def _shown(item: Item) -> TaskMessage:
+    """The task of an item, for people: also if it is none, as one of type ``unreadable``."""
+    try:
+        return _task(item)
+    except InvalidInputError:
+        return TaskMessage(task_id=item.id, task_type="unreadable", parameters={"payload": item.payload})

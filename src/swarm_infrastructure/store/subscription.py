@@ -23,6 +23,7 @@ __all__ = ["Subscription"]
 
 log = structlog.get_logger(__name__)
 PING_S = 10.0  # a connection that went silent without closing is found within two of these
+CONNECT_S = 5.0  # for a connection that is accepted but not answered
 TURN = 64  # messages that are handed on before others get a turn on the event loop
 CHANNELS_PER_CALL = 1000
 
@@ -77,7 +78,10 @@ class Subscription:
                 asyncio.create_task(self._ping(), name="subscription ping"),
             ]
         elif new and self._connection is not None:
-            await self._subscribe(self._connection, new)
+            try:
+                await self._subscribe(self._connection, new)
+            except (refused.RedisError, OSError) as error:
+                log.debug("not subscribed yet: the connection is gone", why=str(error))  # the next one does it
         missing = set(names) - self._standing
         if missing:
             confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -116,7 +120,8 @@ class Subscription:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         for _, confirmed in self._waiting:
-            confirmed.cancel()
+            if not confirmed.done():
+                confirmed.set_exception(StoreUnavailableError(self._shown, "the subscription was closed"))
         self._waiting.clear()
         await self._pool.disconnect()
 
@@ -125,11 +130,12 @@ class Subscription:
         while True:
             connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                self._connection = connection
-                self._standing.clear()
-                self._asked.clear()
-                await self._subscribe(connection, list(self._channels))
+                async with asyncio.timeout(CONNECT_S):
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                    self._connection, self._heard_at = connection, asyncio.get_running_loop().time()
+                    self._standing.clear()
+                    self._asked.clear()
+                    await self._subscribe(connection, list(self._channels))
                 failures = 0
                 await self._read(connection)
             except (refused.RedisError, OSError, asyncio.IncompleteReadError) as error:

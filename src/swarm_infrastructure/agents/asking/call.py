@@ -129,7 +129,9 @@ class Asking:
         """Wait for the turn under the fleet's rate limits. Returns how long that took by now."""
         if waited_s + turn.seconds > PACE_PATIENCE_S:
             model = self._parts[0].request.model
-            raise RateLimitedError(model, "the fleet's limit is reached", retry_after_s=turn.seconds, may_be_paid=False)
+            raise RateLimitedError(
+                model, "the fleet's limit is reached", retry_after_s=turn.seconds, may_be_paid=False, by_provider=False
+            )
         pause_s = turn.seconds * (1 + 0.1 * self._random.random())
         await asyncio.sleep(pause_s)
         return waited_s + pause_s

@@ -237,7 +237,6 @@ class AskingTogether(Asking):
                 held = await self._hold(need, pause=True)
             except BudgetExceededError:
                 return
-            assert isinstance(held, Reservation)  # no pace was asked for
             await self._swarm.cost_manager.ledger.release(held)
 
     async def _generate(self, request: LLMRequest) -> LLMResult:
@@ -278,7 +277,7 @@ class AskingTogether(Asking):
         return Bill(self._parts, calls, inputs)
 
     async def _hold_all(self, pace: Pace) -> list[Reservation]:
-        """A reservation for each part, or for none; the first one takes the turn under *pace* for all of them.
+        """A reservation for each part, or for none; and the turn under *pace*, once all of them are held.
 
         Waits for the turn, and a while if only what other calls hold stands in the way.
 
@@ -289,13 +288,17 @@ class AskingTogether(Asking):
         until, pause_s, waited_s = time.monotonic() + HELD_PATIENCE_S, 0.02, 0.0
         while True:
             self._check()  # no money for a claim that is lost
-            asked = (
-                self._hold(need, pause=False, pace=None if at else pace) for at, need in enumerate(self._needs.values())
-            )
+            asked = (self._hold(need, pause=False) for need in self._needs.values())
             told = dict(zip(self._needs, await asyncio.gather(*asked, return_exceptions=True), strict=True))
             held = [each for each in told.values() if isinstance(each, Reservation)]
+            wait_s = 0.0
             if len(held) == len(told):
-                return held
+                limiter = self._swarm.cost_manager.limiter
+                wait_s = await limiter.admit(
+                    pace.name, calls=pace.calls, tokens_limit=pace.tokens_limit, tokens=pace.tokens
+                )
+                if not wait_s:
+                    return held
             # Held by nobody while we wait: two that wait for each other's money would get none.
             await asyncio.gather(*(ledger.release(each) for each in held))
             refused = {part: error for part, error in told.items() if isinstance(error, BudgetExceededError)}
@@ -303,20 +306,17 @@ class AskingTogether(Asking):
                 if isinstance(error, BaseException) and not isinstance(error, BudgetExceededError):
                     raise error
             if not refused:
-                [turn] = [each for each in told.values() if isinstance(each, Wait)]
-                waited_s = await self._wait(turn, waited_s)
+                waited_s = await self._wait(Wait(wait_s), waited_s)
                 continue
             if time.monotonic() >= until or not any(self._may_come_back(error, held) for error in refused.values()):
                 raise _LeftOutError(refused)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.5)
 
-    async def _hold(self, need: _Need, *, pause: bool, pace: Pace | None = None) -> Reservation | Wait:
-        found = await self._swarm.cost_manager.ledger.begin(
-            need.spender, need.usd, need.tokens, requests=need.requests, facts=need.facts, pause=pause, pace=pace
+    async def _hold(self, need: _Need, *, pause: bool) -> Reservation:
+        return await self._swarm.cost_manager.ledger.reserve(
+            need.spender, need.usd, need.tokens, requests=need.requests, facts=need.facts, pause=pause
         )
-        assert isinstance(found, Reservation | Wait)  # no record was asked for
-        return found
 
     def _may_come_back(self, error: BudgetExceededError, held: Sequence[Reservation]) -> bool:
         """Whether the end of calls other than ours would make room."""

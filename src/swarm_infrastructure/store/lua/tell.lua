@@ -3,6 +3,8 @@
 -- KEYS     1 bus  2 numbers  3 types  then histories
 -- ARGV     per message: Redis channel, message, type, key of the type's history (4 = first; '' for none), how many that keeps
 -- Returns  per message how many connections it was pushed to (of this node, in a cluster)
+local HISTORY_MS = 7 * 86400000 -- after the last message of a type
+
 local function tell(keys, argv)
   local heard = {}
   for at = 1, #argv, 5 do
@@ -11,6 +13,7 @@ local function tell(keys, argv)
     if history ~= '' then
       redis.call('SADD', keys[3], argv[at + 2])
       redis.call('XADD', keys[tonumber(history)], 'MAXLEN', argv[at + 4], '*', 'm', message) -- guard: tell_history
+      redis.call('PEXPIRE', keys[tonumber(history)], HISTORY_MS)
     end
     heard[#heard + 1] = redis.call('PUBLISH', channel, number .. ' ' .. message)
   end
