@@ -17,7 +17,9 @@ from talkers import QUEUE
 from test_faults import ROUNDS, SEED, Arena
 
 from swarm_infrastructure.blackboard.audit import audit
-from swarm_infrastructure.message_bus import Hub, Message, MessageBus, MessageType, TaskMessage, TaskQueues
+from swarm_infrastructure.errors import DeliveryLostError, UnavailableError
+from swarm_infrastructure.message_bus import Hub, Message, MessageBus, MessageType, TaskMessage, TaskQueues, Topics
+from swarm_infrastructure.store import Store
 
 pytestmark = pytest.mark.timeout(1800)
 PROCESSES, AGENTS, NOTES = 4, 50, 10_000
@@ -155,3 +157,63 @@ async def test_who_waits_at_an_empty_queue_has_a_task_soon_after_it_came(arena: 
         p50_ms=round(statistics.median(waits) * 1000, 2),
         p95_ms=round(p95 * 1000, 2),
     )
+
+
+async def test_fifty_groups_lose_nothing_and_keep_the_order_of_keys_though_connections_are_cut(
+    arena: TalkingArena,
+) -> None:
+    groups, messages, keys = 50, 2000, 50
+    stores = [await Store(arena.server.url).__aenter__() for _ in range(5)]
+    publishing = Topics(stores[0], arena.namespace)
+    topic = await publishing.open("news", partitions=4)
+    for group in range(groups):  # so that each begins before the first message
+        async with topic.consume(f"g{group}", poll_s=0.05):
+            pass
+    got: list[dict[str, list[int]]] = [{f"k{n}": [] for n in range(keys)} for _ in range(groups)]
+    ended, killed = asyncio.Event(), 0
+
+    async def read(group: int) -> None:
+        topic = await Topics(stores[group % 5], arena.namespace).open("news")
+        async with topic.consume(f"g{group}", poll_s=0.05, lease_s=10, batch=200) as deliveries:
+            async for delivery in deliveries:
+                try:
+                    await delivery.done()
+                except DeliveryLostError:
+                    continue  # it comes again
+                except UnavailableError:
+                    await delivery.done()  # the same ending again
+                got[group][delivery.message.key].append(await delivery.decode(int))
+                if sum(map(len, got[group].values())) == messages:
+                    return
+
+    async def kill() -> None:
+        nonlocal killed
+        while not ended.is_set():
+            for kind in ("normal", "pubsub"):
+                killed += int(await arena.store.command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"))
+            await asyncio.wait({asyncio.ensure_future(ended.wait())}, timeout=0.5)
+
+    killing = asyncio.create_task(kill())
+    reading = [asyncio.create_task(read(group)) for group in range(groups)]
+    for n in range(0, messages, 100):
+        batch = range(n, n + 100)
+        await topic.publish_many(
+            [*batch], keys=[f"k{each % keys}" for each in batch], ids=[f"m{each}" for each in batch]
+        )
+        await asyncio.sleep(0.2)  # the pace of a busy topic, so that there are several cuts
+    async with asyncio.timeout(300):
+        await asyncio.gather(*reading)
+    ended.set()
+    await killing
+
+    for group in got:
+        for key, numbers in group.items():
+            assert numbers == [*range(int(key[1:]), messages, keys)], f"{key}: {numbers} (seed {SEED})"
+    assert await topic.dead_letters() == []
+    assert killed >= groups
+    for store in stores:
+        await store.close()
+    arena.report(
+        "topics, connections cut every 0.5 s", groups=groups, messages=messages, deliveries=groups * messages, lost=0,
+        doubled=0, out_of_order=0, connections_cut=killed,
+    )  # fmt: skip
