@@ -57,9 +57,9 @@ async def test_an_items_history_tells_its_whole_life(board: Blackboard, clock: M
 
 
 async def test_an_item_remembers_when_it_was_submitted(board: Blackboard) -> None:
-    item = await given_item(board, "a")
+    item = submitted = await given_item(board, "a")
 
-    while item.changed_ms == item.created_ms:  # until Redis' clock has moved on
+    while item.changed_ms == submitted.changed_ms:  # until Redis' clock has moved on
         await board.update("jobs", "a", {"x": 1})
         item = await board.get("a")
     claimed = await given_claim(board, "a")
