@@ -112,6 +112,36 @@ async def test_the_product_documents_agent_runs_as_it_is_written_there(redis_ser
         assert len(events[2].trace) == 32  # the change carries the trace that was open
 
 
+async def test_an_agent_without_a_free_slot_takes_back_what_a_dead_one_held(swarm: SwarmInfrastructure) -> None:
+    go_on = asyncio.Event()
+
+    class Busy(BaseAgent):
+        claims = Claims("jobs")
+
+        async def process(self, item: Item, work: Work) -> None:
+            await go_on.wait()
+
+    await submit(swarm, "a")
+    agent = Busy("busy-1", swarm=swarm)
+    await agent.start()
+
+    async def is_busy() -> bool:
+        return await status_of(swarm, "a") == "active"
+
+    await until(is_busy)
+    await submit(swarm, "b")
+    [dead] = await swarm.blackboard.claim("jobs", "dead-1", lease_s=0.1)
+    assert dead.item.id == "b"
+
+    async def offered_again() -> bool:
+        return await status_of(swarm, "b") == "waiting"
+
+    await until(offered_again)
+    go_on.set()
+    await until(lambda: all_done(swarm, 2))
+    await agent.stop()
+
+
 async def test_no_more_items_are_in_hand_than_there_are_slots(swarm: SwarmInfrastructure) -> None:
     peak, now = 0, 0
     gate = asyncio.Event()

@@ -11,7 +11,7 @@ while Redis is away it waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -37,6 +37,7 @@ from .work import Complete, Fail, HandBack, Outcome, Work
 __all__ = ["Runner"]
 
 log = structlog.get_logger(__name__)
+REAP_S = 0.5  # how often an agent without a free slot looks for leases that ran out
 LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
 
 
@@ -180,7 +181,7 @@ class Runner:
         while not self._stopping.is_set():
             free = slots - len(self._hands)
             if free <= 0:
-                await self._until_stopped_or(self._until_one_ends())
+                await self._until_stopped_or(self._until_one_ends(lanes))
                 continue
             request = ClaimRequest(
                 agent_id=agent.agent_id, role=agent.role, lanes=lanes, most=min(free, batch), lease_s=lease_s
@@ -189,8 +190,17 @@ class Runner:
             for each in claimed or ():
                 self._take(each, parse)
 
-    async def _until_one_ends(self) -> None:
-        await asyncio.wait(set(self._hands), return_when=asyncio.FIRST_COMPLETED)
+    async def _until_one_ends(self, lanes: Sequence[str]) -> None:
+        """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
+        while True:
+            pause_s = REAP_S * (0.75 + self._random.random() / 2)
+            done, _ = await asyncio.wait(set(self._hands), timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+            try:
+                await self._swarm.blackboard.claims.reap(lanes)
+            except UnavailableError as error:
+                log.debug("nothing taken back", agent=self.agent.agent_id, why=str(error))
 
     async def _until_stopped_or(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The answer of *work*, or None if the runner is stopped first; then *work* is cancelled."""
