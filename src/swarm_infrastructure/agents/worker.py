@@ -82,13 +82,14 @@ class Worker:
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")
         runs: list[asyncio.Task[None]] = []
+        listening: asyncio.Task[None] | None = None
         try:
             for each in self._everybody:
                 await each.start()
             await swarm.timers.start()
             await sweeper.start()
             runs = [asyncio.create_task(each.wait()) for each in self._everybody]
-            await self._listen()
+            listening = asyncio.create_task(self._listen(), name="listening for orders")
             left = set(runs)
             while left and not told.done():
                 done, _ = await asyncio.wait({told, *left}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,9 +101,10 @@ class Worker:
             await swarm.timers.stop()
             await sweeper.stop()
             await self._drain()
-            for task in (beat, told, *runs):
+            ending = [beat, told, *runs, *([listening] if listening else [])]
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(beat, told, *runs, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
             if signals:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.remove_signal_handler(number)
@@ -130,7 +132,13 @@ class Worker:
         bus.on(MessageType.DRAIN, self._look_now)
         bus.on(MessageType.SHUTDOWN, self._look_now)
         bus.on(MessageType.EMERGENCY, self._stop_everything)
-        await bus.start()
+        while True:
+            try:
+                await bus.start()
+                return
+            except UnavailableError as error:  # orders stand in Redis, and come with a heartbeat as well
+                log.warning("not listening yet", why=str(error))
+                await asyncio.sleep(0.2 + self._random.random())
 
     def _stop_listening(self) -> None:
         bus = self._swarm.message_bus
