@@ -192,7 +192,7 @@ class Runner:
 
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
-        while True:
+        while self._hands:  # they may all have ended while we looked
             pause_s = REAP_S * (0.75 + self._random.random() / 2)
             done, _ = await asyncio.wait(set(self._hands), timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             if done:
