@@ -139,12 +139,9 @@ class SwarmInfrastructure:
     def topics(self) -> Topics:
         """The durable topics of the namespace; there once connected."""
         if self._topics is None:
-            assert self._hub is not None or self.blackboard  # says that it is not connected
-            hub, settings = self._hub, self.settings
-            assert hub is not None
-            self._topics = Topics(
-                self.blackboard.store, settings.namespace, listen=hub.listen_to_hints, random=self._random
-            )
+            store = self.blackboard.store
+            assert self._hub is not None  # as there is a board
+            self._topics = Topics(store, self.settings.namespace, listen=self._hub.listen_to_hints, random=self._random)
         return self._topics
 
     @property
@@ -257,6 +254,8 @@ class SwarmInfrastructure:
     async def disconnect(self) -> None:
         """Close everything; the private Redis stops with its last user."""
         try:
+            if self._hears_debates is not None:
+                self._hears_debates.cancel()
             if self._timers is not None:
                 await self._timers.stop()
             if self._message_bus is not None:

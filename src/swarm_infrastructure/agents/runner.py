@@ -325,12 +325,11 @@ class Runner:
                 self.status = "idle"
                 await self._close_tasks("the cycle ended without completing it")
             except asyncio.CancelledError:
-                if self._handing_back:  # the cycle alone was cut off; what it held is handed back there
-                    self.status = "idle"
-                    await asyncio.sleep(pause_s)
-                    continue
                 await self._hand_back_tasks()
-                raise
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self.status = "idle"  # the cycle alone was cut off, as by an emergency stop: we go on
             except UnavailableError as error:
                 log.warning("cycle interrupted", agent=agent.agent_id, why=str(error))
             except Exception as error:  # the rim: a cycle may raise anything

@@ -95,16 +95,16 @@ class MessageBus:
 
     async def stop(self) -> None:
         """Stop listening; what is in the mailbox is dropped."""
-        for unlisten in self._unlisten:
-            await unlisten()
-        if self._unlisten:
-            await self._hub.forget(Channels.agent_channel(self.agent_id))
-        self._unlisten.clear()
-        await self._rpc.stop()
+        listened, self._unlisten = self._unlisten, []
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for unlisten in listened:
+            await unlisten()
+        await self._rpc.stop()
+        if listened:
+            await self._hub.forget(Channels.agent_channel(self.agent_id))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -181,6 +181,7 @@ class MessageBus:
         Raises:
             RPCTimeoutError: nobody answered in time; it may have been executed.
             RPCFailedError: the handler refused or failed.
+            StoreUnavailableError: Redis does not answer; it may have been executed.
         """
         return await self._rpc.call(service, method, params, timeout)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnavailableError
 from ..keys import BusKeys
 from ..store import Store
 from ..store.batches import Batches
@@ -25,6 +25,7 @@ __all__ = ["Gap", "Heard", "Hub"]
 
 log = structlog.get_logger(__name__)
 MOST_PER_CALL = 200
+TIDY_S = 0.5  # for what only saves memory: nobody waits longer for that
 HISTORY = 1000  # messages of each type that are kept
 
 
@@ -120,8 +121,8 @@ class Hub:
         )  # fmt: skip
 
     async def withdraw(self, service: str, message: Message) -> None:
-        """Take a call back that nobody has taken: its caller has given up."""
-        await self._store.command("LREM", self.keys.requests(service), 1, message.to_json())
+        """Take a call back that nobody has taken: its caller has given up. If Redis does not answer at once, it expires."""
+        await self._tidy("LREM", self.keys.requests(service), 1, message.to_json())
 
     async def next_request(self, service: str, timeout_s: float) -> bytes | None:
         """Take the oldest call of a service; None if there is none within *timeout_s*."""
@@ -129,8 +130,15 @@ class Hub:
         return None if found is None else found[1]
 
     async def forget(self, channel: str) -> None:
-        """Forget the number of a channel that nobody will use again."""
-        await self._store.command("HDEL", self.keys.numbers, self.keys.channel(channel))
+        """Forget the number of a channel that nobody will use again, if Redis answers at once."""
+        await self._tidy("HDEL", self.keys.numbers, self.keys.channel(channel))
+
+    async def _tidy(self, *command: str | bytes | int) -> None:
+        try:
+            async with asyncio.timeout(TIDY_S):
+                await self._store.command(*command, once=True)
+        except (UnavailableError, TimeoutError) as error:
+            log.debug("not tidied up", command=command[0], why=str(error))
 
     # -- history ----------------------------------------------------------------------------------------------------
 

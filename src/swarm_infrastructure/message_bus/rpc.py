@@ -71,7 +71,7 @@ class Rpc:
                 await self._hub.request(service, request)
                 told = await answer
         except TimeoutError as error:
-            await self._withdraw(service, request)
+            await self._hub.withdraw(service, request)
             raise RPCTimeoutError(service, method, timeout_s) from error
         finally:
             self._awaited.pop(request.id, None)
@@ -88,12 +88,6 @@ class Rpc:
         self._handlers.setdefault(check_channel(service), {})[method] = handler
         if service not in self._servers:
             self._servers[service] = asyncio.create_task(self._serve(service), name=f"{service} of {self._agent_id}")
-
-    async def _withdraw(self, service: str, request: Message) -> None:
-        try:
-            await self._hub.withdraw(service, request)
-        except UnavailableError as error:
-            log.debug("a call was not withdrawn; it expires", service=service, why=str(error))
 
     async def stop(self) -> None:
         """Answer no more calls; those in work are cancelled."""
