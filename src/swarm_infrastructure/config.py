@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     llm_tokens_per_minute: int | None = Field(
         None, validation_alias="SWARM_LLM_TPM", gt=0, description="tokens a minute, a whole number above 0"
     )
+    default_max_retries: int = Field(  #: of what fails and may pass by itself
+        3, validation_alias="DEFAULT_MAX_RETRIES", ge=0, le=100, description="a whole number from 0 to 100"
+    )
+    circuit_breaker_threshold: int = Field(  #: failures in a row that open a backend's breaker
+        5, validation_alias="CIRCUIT_BREAKER_THRESHOLD", ge=1, le=1000, description="a whole number from 1 to 1000"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", validation_alias="SWARM_LOG_LEVEL", description="DEBUG, INFO, WARNING, ERROR or CRITICAL"
     )

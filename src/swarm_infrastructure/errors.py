@@ -21,6 +21,8 @@
     │   ├── DebateRefusedError         not invited, has voted otherwise, too many arguments, other facts
     │   ├── TopicNotFoundError · TopicFullError · GroupNotFoundError
     │   ├── DeliveryLostError          the lease on a partition ran out: whatever its holder writes is stale
+    │   ├── CircuitOpenError           a backend failed too often; nobody calls it for a while
+    │   ├── ReplayError                a replay came to a step that is not on record
     │   ├── BudgetExceededError        a budget has less left than a call would cost
     │   ├── UnknownPriceError          no price is known for a model, so no call is made
     │   ├── RPCFailedError             whoever was called refused or failed
@@ -47,6 +49,7 @@ __all__ = [
     "BoardError",
     "BoardMismatchError",
     "BudgetExceededError",
+    "CircuitOpenError",
     "ClaimLostError",
     "ConfigurationError",
     "DebateNotFoundError",
@@ -68,6 +71,7 @@ __all__ = [
     "RPCTimeoutError",
     "RateLimitedError",
     "RefusedError",
+    "ReplayError",
     "SchemaProblem",
     "SectionFullError",
     "ServerUnfitError",
@@ -353,6 +357,28 @@ class BudgetExceededError(RefusedError):
         super().__init__(
             f"the budget of {scope} per {window} has {shown(left)} of {shown(limit)} left, {shown(needed)} needed; "
             f"raise it: swarm budget raise {scope} --{window} AMOUNT"
+        )
+
+
+class CircuitOpenError(RefusedError):
+    """A backend failed too often in a row, so nobody in the fleet calls it for a while. Nothing was sent."""
+
+    def __init__(self, name: str, retry_after_s: float) -> None:
+        self.name, self.retry_after_s = name, retry_after_s  #: the breaker; seconds until it lets a probe pass
+        super().__init__(
+            f"breaker {name!r} is open: its backend failed too often, it is tried again in {retry_after_s:.1f} s; "
+            f"use a fallback, or close it by hand: swarm breakers close {name}"
+        )
+
+
+class ReplayError(RefusedError):
+    """A replay came to a step that is not on record. Nothing was called: a replay costs nothing."""
+
+    def __init__(self, item_id: str, step: str) -> None:
+        self.item_id, self.step = item_id, step
+        super().__init__(
+            f"item {item_id!r} is a replay, and its step {step!r} is not on record: its code, its prompt or its arguments "
+            f"have changed; see what is: swarm items steps {item_id}"
         )
 
 

@@ -99,13 +99,21 @@ class BoardKeys:
         self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
         self.declared = prefix + "declared"  #: hash: scope → the limits that code or settings declared last
         self.rates = prefix + "rates"  #: hash: model:NAME, agent:ID → calls and tokens of a window, until when to wait
+        self.breakers = prefix + "breakers"  #: hash: backend → its breaker, if it is not well
+        self.checkpoints = prefix + "checkpoints"  #: zset: task|stage by when its checkpoint ends (ms)
+        self.failures = prefix + "failures"  #: stream: what failed lately, and what of it is well again
+        self.escalations = prefix + "escalations"  #: hash: task → why a person has to look at it (JSON)
         self.debates = prefix + "debates"  #: zset: open debates by their deadline (ms)
         self.debates_closed = prefix + "debates_closed"  #: zset: closed debates by when they may be forgotten (ms)
         self._lanes: dict[str, LaneKeys] = {}
 
     def answers(self, item_id: str) -> str:
-        """Hash: step → the answer of a model call that was paid for this item."""
+        """Hash: step → what was paid for or done for this item; see ``lua/shared/65_answers.lua``."""
         return f"{self.prefix}answers:{item_id}"
+
+    def checkpoints_of(self, task_id: str) -> str:
+        """Hash: stage → the task's checkpoint (JSON), which replaces the one before it as a whole."""
+        return f"{self.prefix}checkpoints:{task_id}"
 
     def cached_answer(self, digest: str) -> str:
         """String: the answer to the request of this digest, for as long as it may be taken for new."""

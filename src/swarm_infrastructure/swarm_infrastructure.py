@@ -24,8 +24,8 @@ from .consensus import Debates
 from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Prices, TierTable
 from .cost_manager.money import to_dollars
 from .cost_manager.tiers import client_of
-from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, SwarmError, UnavailableError
-from .failure_recovery import RetryPolicy, backoff_s
+from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, RPCError, SwarmError, UnavailableError
+from .failure_recovery import CircuitBreakerConfig, FailureRecovery, RetryPolicy, backoff_s, retry_call
 from .llm import LLMClient
 from .message_bus import (
     Channels,
@@ -48,6 +48,7 @@ from .usage import TokenUsage
 __all__ = ["SwarmInfrastructure", "with_infrastructure", "with_retry_and_tracking"]
 
 log = structlog.get_logger(__name__)
+SUMMON_S = 3.0  # how long a process is waited for that may start a fallback agent: a start takes some 10 ms
 Answer = TypeVar("Answer")
 
 
@@ -58,7 +59,8 @@ class SwarmInfrastructure:
         board: the board; the news board by default.
         settings: `Settings.load()` by default: the environment and ``.env``.
         replace_board: put this board in place of another one of its name.
-        retry: how failed tasks of `fail_task` are tried again.
+        retry: how failed tasks of `fail_task`, and what `with_retry` decorates, are tried again.
+        breaker: when the breakers of backends open, and how they close again.
         llm: who answers `Work.ask`: one client for every model, or clients by model or provider (``openai``,
             ``anthropic``); by default those that the settings have keys for.
         prices: what models cost; by default genai-prices and the file that ``SWARM_PRICES`` names.
@@ -73,6 +75,7 @@ class SwarmInfrastructure:
         *,
         replace_board: bool = False,
         retry: RetryPolicy | None = None,
+        breaker: CircuitBreakerConfig | None = None,
         llm: LLMClient | Mapping[str, LLMClient] | None = None,
         prices: Prices | None = None,
         tiers: TierTable | None = None,
@@ -80,7 +83,8 @@ class SwarmInfrastructure:
     ) -> None:
         self.settings = settings or Settings.load()
         self.board = board if self.settings.lease_s is None else board.with_lease(self.settings.lease_s)
-        self.retry = retry or RetryPolicy()
+        self.retry = retry or RetryPolicy(max_retries=self.settings.default_max_retries)
+        self.breaker = breaker or CircuitBreakerConfig(failure_threshold=self.settings.circuit_breaker_threshold)
         self.traces = Traces()
         self.located: Located | None = None  #: where Redis was found, once connected
         self._replace_board = replace_board
@@ -89,6 +93,7 @@ class SwarmInfrastructure:
         self._stack = AsyncExitStack()
         self._blackboard: Blackboard | None = None
         self._cost_manager: CostManager | None = None
+        self._failure_recovery: FailureRecovery | None = None
         self._hub: Hub | None = None
         self._queues: TaskQueues | None = None
         self._message_bus: MessageBus | None = None
@@ -114,6 +119,32 @@ class SwarmInfrastructure:
         if self._cost_manager is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return self._cost_manager
+
+    @property
+    def failure_recovery(self) -> FailureRecovery:
+        """Retries, breakers, fallbacks, checkpoints and durable steps; there once connected."""
+        if self._failure_recovery is None:
+            self._failure_recovery = FailureRecovery(
+                self.blackboard, retry=self.retry, breaker=self.breaker, tell=self._tell_everybody, assign=self._assign_task,
+                summon=self._summon_agent, random=self._random,
+            )  # fmt: skip
+        return self._failure_recovery
+
+    async def _tell_everybody(self, msg_type: str, facts: Mapping[str, Any]) -> None:
+        await self.message_bus.broadcast(Message.create(msg_type, self.message_bus.agent_id, payload=dict(facts)))
+
+    async def _assign_task(self, agent_id: str, facts: Mapping[str, Any]) -> bool:
+        bus = self.message_bus
+        message = Message.create(MessageType.TASK_ASSIGN, bus.agent_id, recipient=agent_id, payload=dict(facts))
+        return await bus.send_to_agent(agent_id, message)
+
+    async def _summon_agent(self, name: str) -> str | None:
+        try:
+            found = await self.message_bus.call(fallback_service(name), "start", timeout=SUMMON_S)
+        except RPCError as error:  # nobody serves it, or who does could not start it
+            log.info("no process starts this agent", name=name, why=str(error))
+            return None
+        return str(found) if found else None
 
     @property
     def message_bus(self) -> MessageBus:
@@ -264,7 +295,7 @@ class SwarmInfrastructure:
             log.warning("not everything could be ended: the store is away", why=str(error))
         finally:
             await self._stack.aclose()
-        self._blackboard = self._cost_manager = None
+        self._blackboard = self._cost_manager = self._failure_recovery = None
         self._hub = self._queues = self._message_bus = None
         self._debates = self._hears_debates = self._topics = self._timers = self._schemas = None
         self._clients.clear()
@@ -275,9 +306,7 @@ class SwarmInfrastructure:
             "spent": float(to_dollars(alert.spent)), "limit": float(to_dollars(alert.limit)),
         }  # fmt: skip
         try:
-            await self.message_bus.broadcast(
-                Message.create(MessageType.BUDGET_ALERT, self.message_bus.agent_id, payload=payload)
-            )
+            await self._tell_everybody(MessageType.BUDGET_ALERT, payload)
         except UnavailableError as error:
             log.warning("an alert was not told", why=str(error))  # it stands in the ledger
 
@@ -459,16 +488,22 @@ class SwarmInfrastructure:
 
     # -- models -----------------------------------------------------------------------------------------------------
 
-    def model_for(self, tier: LLMTier) -> str:
-        """The first model of *tier* that somebody here can be asked for."""
+    def models_for(self, tier: LLMTier) -> Sequence[str]:
+        """The models of *tier* that somebody here can be asked for, best first; the tier's first if nobody can."""
         models = self.cost_manager.tiers.models(tier)
         if isinstance(self._llm, Mapping):
-            return next((each for each in models if each in self._llm or client_of(each) in self._llm), models[0])
-        if self._llm is None:
+            found = [each for each in models if each in self._llm or client_of(each) in self._llm]
+        elif self._llm is None:
             settings = self.settings
             ours = {"openai": settings.openai_is_configured, "anthropic": settings.anthropic_is_configured}
-            return next((each for each in models if ours[client_of(each)]), models[0])
-        return models[0]
+            found = [each for each in models if ours[client_of(each)]]
+        else:  # one client for every model: the tier's other models of the same provider
+            found = [each for each in models if client_of(each) == client_of(models[0])]
+        return found or models[:1]
+
+    def model_for(self, tier: LLMTier) -> str:
+        """The first of `models_for`."""
+        return self.models_for(tier)[0]
 
     def client_for(self, model: str) -> LLMClient:
         """Who is asked for *model*.
@@ -537,6 +572,11 @@ class SwarmInfrastructure:
         }
 
 
+def fallback_service(name: str) -> str:
+    """The service of processes that can start agents called *name*."""
+    return f"fallback.{name}"
+
+
 def with_infrastructure(function: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
     """Decorate a coroutine function whose first argument is a swarm: it is called with a connected one, which is closed
     at its end."""
@@ -574,20 +614,11 @@ def with_retry_and_tracking(
 
         @functools.wraps(function)
         async def tracked(*args: Any, **kwargs: Any) -> Answer:
-            trace_id, random, attempt = swarm.start_trace(trace_type), Random(), 0
-            status = "error"
+            trace_id, status = swarm.start_trace(trace_type), "error"
             try:
-                while True:
-                    attempt += 1
-                    try:
-                        answer: Answer = await booked(function)(*args, **kwargs)
-                    except UnavailableError:
-                        if attempt > policy.max_retries:
-                            raise
-                        await asyncio.sleep(backoff_s(attempt, policy, random))
-                    else:
-                        status = "success"
-                        return answer
+                answer = await retry_call(lambda: booked(function)(*args, **kwargs), policy)
+                status = "success"
+                return answer
             finally:
                 swarm.end_trace(trace_id, status)
 

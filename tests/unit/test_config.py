@@ -56,6 +56,8 @@ def test_without_any_setting_the_defaults_of_the_docs_hold():
         "budget_tz": "UTC",
         "global_daily_budget": None,
         "enable_cost_alerts": True,
+        "default_max_retries": 3,
+        "circuit_breaker_threshold": 5,
         "llm_timeout_s": 120,
         "llm_requests_per_minute": None,
         "llm_tokens_per_minute": None,
@@ -91,6 +93,8 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
         "SWARM_BUDGET_TZ": "Europe/Berlin",
         "GLOBAL_DAILY_BUDGET": "12.5",
         "ENABLE_COST_ALERTS": "0",
+        "DEFAULT_MAX_RETRIES": "7",
+        "CIRCUIT_BREAKER_THRESHOLD": "9",
         "SWARM_LLM_TIMEOUT_S": "30",
         "SWARM_LLM_RPM": "100",
         "SWARM_LLM_TPM": "90000",
@@ -114,6 +118,7 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
     assert settings.unknown_price == 75
     assert (settings.prices_path, settings.budget_tz) == (Path("/etc/prices.toml"), "Europe/Berlin")
     assert (settings.global_daily_budget, settings.enable_cost_alerts) == (12.5, False)
+    assert (settings.default_max_retries, settings.circuit_breaker_threshold) == (7, 9)
     assert (settings.llm_timeout_s, settings.llm_requests_per_minute, settings.llm_tokens_per_minute) == (
         30,
         100,

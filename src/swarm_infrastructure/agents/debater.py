@@ -89,6 +89,16 @@ class Seat:
         step = step or f"{task_type}:{self.stance or self.role}"
         return await ask(self, task_type, prompt, schema=schema, step=step, **more)
 
+    @property
+    def stage(self) -> str:
+        """None of the item's: others hold it."""
+        return ""
+
+    @property
+    def token(self) -> int:
+        """0: there is no claim."""
+        return 0
+
 
 class Debater(BaseAgent):
     """An agent that takes part in debates. Override `argue`.

@@ -18,17 +18,21 @@ from typing import Any
 import structlog
 
 from ..blackboard import Claimed, ClaimRequest, Lease
+from ..blackboard.claims import working_under
 from ..cost_manager import Budget
 from ..errors import (
     BudgetExceededError,
+    CircuitOpenError,
     ClaimLostError,
     ConfigurationError,
     InvalidInputError,
     RefusedError,
+    ReplayError,
     SwarmError,
     UnavailableError,
 )
-from ..failure_recovery import backoff_s
+from ..failure_recovery import backoff_s, type_of_error
+from ..message_bus import Message, MessageType
 from ..service import let_finish
 from ..swarm_infrastructure import SwarmInfrastructure
 from .base import BaseAgent
@@ -38,6 +42,7 @@ __all__ = ["Runner"]
 
 log = structlog.get_logger(__name__)
 REAP_S = 0.5  # how often an agent without a free slot looks for leases that ran out
+ASSIGNED_S = 30.0  # how long an agent tries to get an item that it was given: its lease may have to run out first
 LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
 
 
@@ -79,6 +84,8 @@ class Runner:
             if agent.budget is not None:
                 await self._swarm.cost_manager.ledger.declare(Budget(scope=f"role:{agent.role}", **agent.budget))
             await self._swarm.register_agent(agent.agent_id, agent.role, agent.capabilities)
+            if not agent.cycles_by_hand():
+                agent.bus.on(MessageType.TASK_ASSIGN, self._assigned)
             await agent.bus.start()
             self._set_up = True
             await agent.setup()
@@ -240,7 +247,8 @@ class Runner:
         agent, work = self.agent, Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome: Outcome
         try:
-            outcome = await agent.process(parse(claimed.item), work) or Complete()
+            with working_under(claimed.claim):
+                outcome = await agent.process(parse(claimed.item), work) or Complete()
             self._short_of_money = False
         except asyncio.CancelledError:
             if lease.lost or not self._draining_now():
@@ -251,14 +259,16 @@ class Runner:
             return
         except BudgetExceededError as error:
             if error.on_breach == "fail":
-                outcome = Fail(error=f"{type(error).__name__}: {error}")
+                outcome = failed(error)
             else:  # the agent's claims stand still; the item waits unharmed for money, or for another agent
                 outcome = HandBack(reason=f"stop_reason=budget: {error}")
                 if not self._short_of_money:
                     log.warning("paused for want of money", agent=agent.agent_id, why=str(error))
                 self._short_of_money = True
-        except InvalidInputError as error:
-            outcome = Fail(error=f"{type(error).__name__}: {error}", give_up=True)  # the same input fails the same way
+        except CircuitOpenError as error:  # no fault of the item's: it waits until the backend is tried again
+            outcome = HandBack(reason=f"stop_reason=breaker: {error}", delay_s=self._after(error.retry_after_s))
+        except (InvalidInputError, ReplayError) as error:
+            outcome = failed(error, give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything
             known = isinstance(error, SwarmError)  # its message says it all
             log.warning(
@@ -268,8 +278,12 @@ class Runner:
                 error=str(error) or repr(error),
                 exc_info=not known,
             )
-            outcome = Fail(error=f"{type(error).__name__}: {error}")
+            outcome = failed(error)
         await self._finish(work, outcome)
+
+    def _after(self, wait_s: float) -> float:
+        """A little later than *wait_s*, and not all at once."""
+        return wait_s * (1 + 0.2 * self._random.random())
 
     def _draining_now(self) -> bool:
         return self._draining or self._handing_back or self._stopping.is_set()
@@ -288,7 +302,7 @@ class Runner:
                 if isinstance(outcome, Fail):
                     raise
                 log.error("the board refused an outcome", item=work.item.id, agent=self.agent.agent_id, why=str(error))
-                outcome = Fail(error=f"{type(error).__name__}: {error}")
+                outcome = failed(error)
 
     async def _end(self, work: Work, outcome: Outcome) -> None:
         board = self._swarm.blackboard
@@ -302,7 +316,8 @@ class Runner:
                 delay_s = outcome.retry_in_s
                 if delay_s is None:
                     delay_s = backoff_s(max(1, work.attempt), self.agent.retry, self._random)
-                await board.fail(work.claim, outcome.error, retry_in_s=delay_s, give_up=outcome.give_up)
+                kind = await board.fail(work.claim, outcome.error, retry_in_s=delay_s, give_up=outcome.give_up)
+                await self._after_failure(work, outcome, kind)
             case HandBack():
                 await board.hand_back(work.claim, reason=outcome.reason, delay_s=outcome.delay_s)
             case _:
@@ -311,6 +326,53 @@ class Runner:
                     found=outcome,
                     needed="work.done(), move(), fail() or hand_back()",
                 )
+
+    async def _after_failure(self, work: Work, outcome: Fail, kind: str) -> None:
+        """Remember the failure; whoever takes over from this role gets the item; what is given up waits for a person."""
+        recovery, agent = self._swarm.failure_recovery, self.agent
+        try:
+            await recovery.record_failure(outcome.type, agent.agent_id, work.item_id, outcome.error)
+            if kind == "quarantined":
+                await recovery.escalate(work.item_id, outcome.error, agent_id=agent.agent_id, failure_type=outcome.type)
+            elif recovery.fallbacks.of(agent.role):
+                await recovery.spawn_fallback_agent(agent.agent_id, agent.role, work.item_id)
+        except UnavailableError as error:
+            log.warning("a failure was not recorded", item=work.item_id, why=str(error))
+
+    # -- tasks given by name ----------------------------------------------------------------------------------------------
+
+    def _assigned(self, message: Message) -> None:
+        told = message.payload if isinstance(message.payload, dict) else {}
+        task = asyncio.create_task(
+            self._take_over(str(told.get("task_id", ""))), name=f"{self.agent.agent_id} takes over"
+        )
+        self.agent.background.add(task)
+        task.add_done_callback(self.agent.background.discard)
+
+    async def _take_over(self, item_id: str) -> None:
+        """Claim an item that another agent failed with, as soon as it can be claimed. What is no item of the board is for
+        handlers of the agent's own."""
+        agent, board, loop = self.agent, self._swarm.blackboard, asyncio.get_running_loop()
+        gives_up_at, pause_s, offered = loop.time() + ASSIGNED_S, 0.05, False
+        while not self._stopping.is_set() and loop.time() < gives_up_at:
+            try:
+                item = await board.find(item_id)
+                if item is None or not (item.holder or board.board.is_ready(item.section, item.status)):
+                    return
+                claimed = await board.claims.claim_item(item_id, agent.agent_id, role=agent.role)
+                if claimed is not None:
+                    self._take(claimed, agent.parser())
+                    return
+                if not item.holder and not offered:  # it waits for its next attempt: we are that
+                    offered = True
+                    await board.retry(item_id, agent=agent.agent_id, reason="handed over")
+                    continue
+            except RefusedError as error:  # somebody was quicker, or it is no id of an item
+                log.debug("not taken over", item=item_id, agent=agent.agent_id, why=str(error))
+            except UnavailableError as error:
+                log.warning("not taken over yet", item=item_id, agent=agent.agent_id, why=str(error))
+            await asyncio.sleep(pause_s * (0.5 + self._random.random()))
+            pause_s = min(pause_s * 2, 1.0)
 
     # -- agents that override _process_cycle ------------------------------------------------------------------------------
 
@@ -352,6 +414,11 @@ class Runner:
                 await self._swarm.blackboard.hand_back(claim, reason="the worker stops")
             except SwarmError as error:
                 log.warning("not handed back", item=claim.item_id, agent=claim.agent_id, why=str(error))
+
+
+def failed(error: BaseException, *, give_up: bool = False) -> Fail:
+    """What an exception of a handler means for its item."""
+    return Fail(error=f"{type(error).__name__}: {error}", give_up=give_up, type=type_of_error(error))
 
 
 async def _end(tasks: set[asyncio.Task[None]], within_s: float) -> None:

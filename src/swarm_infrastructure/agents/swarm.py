@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -44,6 +45,8 @@ class Swarm:
             ``functools.partial(Class, …)``. Name one several times for several of a kind.
         processors: each is called with the swarm's topics in every worker process and gives a processor: a class, or
             ``functools.partial(Class, …)``.
+        fallbacks: by role, who takes over when an agent of it fails, best first: agents as above, which are started when they
+            are needed, or names of running ones.
         timers: arguments of `Timers.add` for each: ``{"name": "hourly", "cron": "0 * * * *"}``.
         board: the board; the news board by default.
         settings: `Settings.load()` by default.
@@ -56,6 +59,7 @@ class Swarm:
         agents: Sequence[AgentMaker] = (),
         *,
         processors: Sequence[ProcessorMaker] = (),
+        fallbacks: Mapping[str, Sequence[AgentMaker | str]] | None = None,
         timers: Sequence[Mapping[str, Any]] = (),
         board: Board = NEWS,
         settings: Settings | None = None,
@@ -67,6 +71,7 @@ class Swarm:
     ) -> None:
         if not agents and not processors:
             raise InvalidInputError("Swarm(agents=)", found="none", needed="at least one agent or processor class")
+        self.fallbacks = {role: tuple(makers) for role, makers in (fallbacks or {}).items()}
         self.processors, self.timers = tuple(processors), tuple(timers)
         self.agents, self.board, self.replace_board = tuple(agents), board, replace_board
         self._settings = settings
@@ -85,21 +90,21 @@ class Swarm:
 
     def make_agents(self, swarm: SwarmInfrastructure) -> list[BaseAgent]:
         """One agent for each entry, with an id that no other process of the swarm uses."""
-        tag, made = secrets.token_hex(2), []
-        for n, maker in enumerate(self.agents, 1):
-            kind = getattr(maker, "func", maker)
-            role = getattr(kind, "role", "") or getattr(kind, "__name__", "agent").lower()
-            agent = maker(agent_id=f"{role}-{tag}-{n}", swarm=swarm)
-            if not isinstance(agent, BaseAgent):
-                raise ConfigurationError(f"{maker!r} made a {type(agent).__name__}, needed a BaseAgent")
-            made.append(agent)
-        return made
+        tag = secrets.token_hex(2)
+        return [make_agent(maker, swarm, f"{tag}-{n}") for n, maker in enumerate(self.agents, 1)]
 
     def make_worker(self, swarm: SwarmInfrastructure) -> Worker:
         """The worker of this process: the agents, the processors, and the timers."""
         for timer in self.timers:
             swarm.timers.add(**timer)
-        return Worker(swarm, self.make_agents(swarm), processors=[maker(swarm.topics) for maker in self.processors])
+        worker = Worker(swarm, self.make_agents(swarm), processors=[maker(swarm.topics) for maker in self.processors])
+        recovery = swarm.failure_recovery
+        for role, makers in self.fallbacks.items():
+            recovery.register_fallback(role, [each if isinstance(each, str) else role_of(each) for each in makers])
+            for maker in makers:
+                if not isinstance(maker, str):
+                    recovery.fallbacks.starts(role_of(maker), partial(start_agent, maker, swarm, worker))
+        return worker
 
     def run(
         self,
@@ -171,6 +176,27 @@ class Swarm:
     def _say_where(self, swarm: SwarmInfrastructure) -> None:
         if swarm.located is not None:
             say(f"swarm: board {self.board.name!r} on {swarm.located.how}")
+
+
+def role_of(maker: AgentMaker) -> str:
+    """The role of the agents that *maker* makes, as far as it can be told without one."""
+    kind = getattr(maker, "func", maker)
+    return getattr(kind, "role", "") or getattr(kind, "__name__", "agent").lower()
+
+
+def make_agent(maker: AgentMaker, swarm: SwarmInfrastructure, tag: str) -> BaseAgent:
+    """An agent whose id ends with *tag*."""
+    agent = maker(agent_id=f"{role_of(maker)}-{tag}", swarm=swarm)
+    if not isinstance(agent, BaseAgent):
+        raise ConfigurationError(f"{maker!r} made a {type(agent).__name__}, needed a BaseAgent")
+    return agent
+
+
+async def start_agent(maker: AgentMaker, swarm: SwarmInfrastructure, worker: Worker) -> str:
+    """One more agent in *worker*. Returns its id."""
+    agent = make_agent(maker, swarm, f"{secrets.token_hex(2)}-f")
+    await worker.add(agent)
+    return agent.agent_id
 
 
 async def _until_watched(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..blackboard import Claim, Claimed, Item, Lease, Place, Submission, Submitted
 from ..blackboard.blackboard import Patch
 from ..errors import ClaimLostError
+from ..failure_recovery import Checkpoint, FailureType
+from ..failure_recovery.steps import step_key
 from .asking import Answered, ask
+from .stepping import run_step
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -39,6 +42,7 @@ class Fail:
     error: str
     retry_in_s: float | None = None  #: None: by the agent's retry policy
     give_up: bool = False
+    type: FailureType = FailureType.UNKNOWN  #: for the record of failures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,16 @@ class Work:
     def key(self) -> str:
         """Names this stage of the item's life: the same in every attempt, so that outside systems can tell repeats."""
         return f"{self.item.id}:{self.item.section}:{self.claim.lane.split('/')[1]}"
+
+    @property
+    def stage(self) -> str:
+        """The lane that the item was claimed from: ``section/status/requires``."""
+        return self.claim.lane
+
+    @property
+    def token(self) -> int:
+        """Of the claim; outside systems can fence with it."""
+        return self.claim.token
 
     @property
     def lost(self) -> str:
@@ -140,13 +154,63 @@ class Work:
         Raises:
             BudgetExceededError: nothing was sent. Let it pass: the item goes back unharmed and the agent pauses.
             UnknownPriceError: no price is known for the model.
-            ModelError, ModelUnavailableError: see `LLMClient.generate`; the latter after its retries.
+            ModelError, ModelUnavailableError: see `LLMClient.generate`; the latter after its retries, and after those of the
+                tier's other models.
+            CircuitOpenError: they failed too often lately, so nobody calls them for a while. Let it pass: the item goes back
+                unharmed.
+            ReplayError: the item is a replay, and this is not on record.
             ClaimLostError: the item is somebody else's by now.
         """
         return await ask(
             self, task_type, prompt, schema=schema, system=system, max_output_tokens=max_output_tokens, step=step,
             model=model, tier=tier, tags=tags, cache_s=cache_s, **more,
         )  # fmt: skip
+
+    async def step(
+        self, name: str, function: Callable[..., Any], *args: Any, schema: type[BaseModel] | None = None, **kwargs: Any
+    ) -> Any:
+        """What ``function(*args, **kwargs)`` gives for this item, done once: after a crash it comes from the record.
+
+        It is recorded under its name and the digest of its arguments, with the claim's token, before it is returned. If
+        *function* takes an ``idempotency_key`` that is not given, it gets `step_key`, to pass to the outside world: between
+        its effect and the record a crash can still make it run twice.
+
+        Args:
+            name: of the step.
+            function: a function or a coroutine function.
+            args: JSON data, pydantic models or dataclasses; so are *kwargs*.
+            schema: the answer becomes an object of this model.
+
+        Returns:
+            Always what is on record, as JSON data or an object of *schema*: the same in the first run and in a later one.
+
+        Raises:
+            ClaimLostError: the item is somebody else's by now; nothing was recorded.
+            ReplayError: the item is a replay, and the step is not on record; the function was not called.
+            InvalidInputError: arguments or answer are no JSON data, or too large.
+        """
+        return await run_step(self, name, function, args, kwargs, schema)
+
+    def step_key(self, name: str, *args: Any, **kwargs: Any) -> str:
+        """Names a step of this item for the outside world: the same in every attempt."""
+        return f"{self.key}:{step_key(name, args, kwargs)}"
+
+    async def checkpoint(
+        self,
+        stage: str,
+        data: Mapping[str, Any],
+        agent_states: Mapping[str, Any] | None = None,
+        *,
+        ttl_hours: float = 24,
+    ) -> Checkpoint:
+        """Keep how far the work on this item has come; see `Checkpoints.create`."""
+        return await self._swarm.failure_recovery.checkpoints.create(
+            self.item.id, stage, data, agent_states, ttl_hours, claim=self.claim
+        )
+
+    async def resume(self, stage: str | None = None) -> Checkpoint | None:
+        """Where an earlier attempt got to, or None."""
+        return await self._swarm.failure_recovery.checkpoints.find(self.item.id, stage)
 
     # -- outcomes: return one of them from `process` --------------------------------------------------------------------
 
@@ -169,9 +233,12 @@ class Work:
         place = self._swarm.board.place(str(section), status)
         return Complete(to=place, requires=requires, patch=patch, result=result, reason=reason, delay_s=delay_s)
 
-    def fail(self, error: str, *, retry_in_s: float | None = None, give_up: bool = False) -> Fail:
+    def fail(
+        self, error: str, *, retry_in_s: float | None = None, give_up: bool = False,
+        type: FailureType | str = FailureType.UNKNOWN,
+    ) -> Fail:  # fmt: skip
         """Not finished, and that counts: try again later, or give up."""
-        return Fail(error=error, retry_in_s=retry_in_s, give_up=give_up)
+        return Fail(error=error, retry_in_s=retry_in_s, give_up=give_up, type=FailureType(type))
 
     def hand_back(self, reason: str = "", *, delay_s: float = 0.0) -> HandBack:
         """Not begun, in effect: somebody else should have it, and no attempt is counted."""

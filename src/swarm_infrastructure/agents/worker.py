@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from random import Random
-from typing import IO
+from typing import IO, Any
 
 import structlog
 
@@ -21,7 +22,7 @@ from ..blackboard.registry import UNKNOWN, Order
 from ..blackboard.sweeper import Sweeper
 from ..errors import SwarmError, UnavailableError
 from ..message_bus import Message, MessageType, Processor
-from ..swarm_infrastructure import SwarmInfrastructure
+from ..swarm_infrastructure import SwarmInfrastructure, fallback_service
 from .base import BaseAgent
 from .runner import Runner
 
@@ -54,6 +55,8 @@ class Worker:
         self._everybody: list[Runner | Processor] = [*self.runners, *processors]
         self._random = random or Random()
         self._leaving: dict[Runner, asyncio.Task[None]] = {}  # who was ordered to leave
+        self._runs: set[asyncio.Task[None]] = set()
+        self._joined = asyncio.Event()  # an agent was added
         self._told = asyncio.Event()
         self._look = asyncio.Event()  # there may be orders
         self._hurry = asyncio.Event()
@@ -77,37 +80,62 @@ class Worker:
         swarm = self._swarm
         sweeper = Sweeper(
             swarm.blackboard,
-            chores=(swarm.cost_manager.ledger.sweep, swarm.debates.sweep, swarm.topics.trim, swarm.task_queues.sweep),
+            chores=(
+                swarm.cost_manager.ledger.sweep,
+                swarm.debates.sweep,
+                swarm.topics.trim,
+                swarm.task_queues.sweep,
+                swarm.failure_recovery.checkpoints.sweep,
+            ),
         )
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")
-        runs: list[asyncio.Task[None]] = []
         listening: asyncio.Task[None] | None = None
         try:
             for each in self._everybody:
                 await each.start()
             await swarm.timers.start()
             await sweeper.start()
-            runs = [asyncio.create_task(each.wait()) for each in self._everybody]
+            self._runs |= {asyncio.create_task(each.wait()) for each in self._everybody}
             listening = asyncio.create_task(self._listen(), name="listening for orders")
-            left = set(runs)
-            while left and not told.done():
-                done, _ = await asyncio.wait({told, *left}, return_when=asyncio.FIRST_COMPLETED)
-                for run in done & left:
-                    run.result()  # a runner ends with an error, or because it was ordered to
-                left -= done
+            await self._wait_for(told)
         finally:
             self._stop_listening()
             await swarm.timers.stop()
             await sweeper.stop()
             await self._drain()
-            ending = [beat, told, *runs, *([listening] if listening else [])]
+            ending = [beat, told, *self._runs, *([listening] if listening else [])]
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
             if signals:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.remove_signal_handler(number)
+
+    async def _wait_for(self, told: asyncio.Task[bool]) -> None:
+        """Wait until we are told to stop, or nobody is left."""
+        while self._runs and not told.done():
+            self._joined.clear()
+            joined = asyncio.create_task(self._joined.wait())
+            done, _ = await asyncio.wait({told, joined, *self._runs}, return_when=asyncio.FIRST_COMPLETED)
+            joined.cancel()
+            for run in done & self._runs:
+                run.result()  # a runner ends with an error, or because it was ordered to
+            self._runs -= done
+
+    async def add(self, agent: BaseAgent) -> None:
+        """Let one more agent work in this process.
+
+        Raises:
+            SwarmError: it can't work at all.
+        """
+        runner = Runner(agent, self._swarm)
+        await runner.start()
+        self.runners.append(runner)
+        self._everybody.append(runner)
+        self._runs.add(asyncio.create_task(runner.wait()))
+        self._joined.set()
+        self._look.set()  # its heartbeat
 
     async def _drain(self) -> None:
         grace_s = self._swarm.settings.shutdown_grace_s
@@ -135,10 +163,17 @@ class Worker:
         while True:
             try:
                 await bus.start()
+                for name in self._swarm.failure_recovery.fallbacks.startable:
+                    await bus.register_rpc_handler(fallback_service(name), "start", partial(self._start_fallback, name))
                 return
             except UnavailableError as error:  # orders stand in Redis, and come with a heartbeat as well
                 log.warning("not listening yet", why=str(error))
                 await asyncio.sleep(0.2 + self._random.random())
+
+    async def _start_fallback(self, name: str, _params: Any) -> str | None:
+        if self._told.is_set():
+            return None
+        return await self._swarm.failure_recovery.fallbacks.start(name)
 
     def _stop_listening(self) -> None:
         bus = self._swarm.message_bus

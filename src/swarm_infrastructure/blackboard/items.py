@@ -22,6 +22,7 @@ Payload = Mapping[str, Any] | BaseModel | Any  #: a dict, a pydantic model, a da
 MAX_DEPTH = 32
 YEAR_S = 366 * 86400
 DEFAULT_PRIORITY = 2
+ANSWER_S = 7 * 86400.0  # how long the answers recorded for an item are kept after the newest one
 
 
 class Priority:

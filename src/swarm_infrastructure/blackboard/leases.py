@@ -92,6 +92,13 @@ class LeaseKeeper:
         lease = self._leases.get((item_id, token))
         return lease.claim if lease else None
 
+    def of_item(self, item_id: str) -> Claim | None:
+        """The newest claim on *item_id* that is being kept, whoever's it is."""
+        return max(
+            (lease.claim for (item, _), lease in self._leases.items() if item == item_id),
+            key=lambda claim: claim.token, default=None,
+        )  # fmt: skip
+
     @property
     def kept(self) -> int:
         """How many leases are being kept."""

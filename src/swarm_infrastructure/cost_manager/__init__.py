@@ -11,7 +11,7 @@ from .early_stop import EarlyStop
 from .ledger import Ledger
 from .limiter import Pace, RateLimiter
 from .pricing import Prices
-from .records import Alert, Entry, Paused, Recorded, Reservation, Wait
+from .records import Alert, Entry, Open, Paused, Recorded, Reservation, Wait
 from .tiers import TASK_TIER_MAPPING, LLMModel, LLMTier, TierTable
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Ledger",
     "Limits",
     "MeteredCall",
+    "Open",
     "Pace",
     "Paused",
     "Prices",

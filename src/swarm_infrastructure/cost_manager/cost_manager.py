@@ -17,6 +17,7 @@ import structlog
 
 from ..blackboard import Blackboard
 from ..errors import BudgetExceededError, InvalidInputError, ModelUnavailableError
+from ..guard import Guard
 from ..keys import BoardKeys
 from ..store import Store
 from ..usage import TokenUsage
@@ -26,7 +27,7 @@ from .ledger import SENT_S, Ledger
 from .limiter import Pace, RateLimiter
 from .money import NANO, to_dollars, to_nano
 from .pricing import Prices
-from .records import Alert, Entry, Paused, Recorded, Reservation, Wait
+from .records import Alert, Entry, Open, Paused, Recorded, Reservation, Wait
 from .tiers import LLMTier, TierTable
 
 __all__ = ["CostManager", "MeteredCall"]
@@ -77,9 +78,7 @@ class MeteredCall:
         *,
         usd: int | None = None,
         facts: Mapping[str, Any] | None = None,
-        item_id: str = "",
-        step: str = "",
-        answer: bytes = b"",
+        **answer: Any,
     ) -> int:
         """Book what it cost, and keep its answer for the item.
 
@@ -87,13 +86,13 @@ class MeteredCall:
             usage: what the provider counted.
             usd: nano-dollars, where it is known otherwise than from *usage*.
             facts: for the ledger.
-            item_id: whose *step* has *answer*.
+            answer: ``item_id``, ``step``, ``answer``, ``stage`` and ``token``, as `Ledger.settle` takes them.
 
         Returns:
             Nano-dollars.
         """
         cost = self.costs.prices.cost(self.model, usage, **self.pricing) if usd is None else usd
-        await self._book(cost, usage.total_tokens, facts, item_id=item_id, step=step, answer=answer)
+        await self._book(cost, usage.total_tokens, facts, **answer)
         return cost
 
     async def settle_unbilled(self, why: str) -> None:
@@ -294,8 +293,9 @@ class CostManager:
         item_id: str = "",
         step: str = "",
         pace: Pace | None = None,
+        guard: Guard | None = None,
         **pricing: Any,
-    ) -> MeteredCall | Recorded | Wait:
+    ) -> MeteredCall | Recorded | Wait | Open:
         """As `reserve`, with all else that comes before a call, in one round trip: its record, and its turn.
 
         Args:
@@ -304,9 +304,10 @@ class CostManager:
             item_id: whose *step* may have an answer on record.
             step: of the item.
             pace: the rate limit that the call falls under.
+            guard: the breaker that it stands behind.
 
         Returns:
-            The call; or the recorded answer, or how long to wait for its turn: then nothing is held.
+            The call; or the recorded answer, or how long to wait for its turn or for the backend: then nothing is held.
         """
         if max_output_tokens <= 0:
             raise InvalidInputError("max_output_tokens", found=max_output_tokens, needed="a number above 0")
@@ -320,7 +321,7 @@ class CostManager:
             try:
                 held = await self.ledger.begin(
                     spender, usd, input_tokens + max_output_tokens, facts={"model": model, **(facts or {})}, pause=last,
-                    sent=hold_s is not None, hold_s=hold_s, item_id=item_id, step=step, pace=pace,
+                    sent=hold_s is not None, hold_s=hold_s, item_id=item_id, step=step, pace=pace, guard=guard,
                 )  # fmt: skip
             except BudgetExceededError as error:
                 if last:

@@ -13,13 +13,16 @@ process ask in the same moment travels in one call.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import orjson
 
-from ..errors import BudgetExceededError, InvalidInputError, SwarmError, UnavailableError
+from ..blackboard.items import ANSWER_S
+from ..errors import BudgetExceededError, InvalidInputError, ReplayError, SwarmError, UnavailableError
+from ..guard import NO_GUARD, Guard, Heard
 from ..keys import BoardKeys
 from ..store import Store
 from ..store.batches import Batches
@@ -31,6 +34,7 @@ from .records import (
     Alert,
     Entry,
     Held,
+    Open,
     Paused,
     Recorded,
     Reservation,
@@ -48,7 +52,6 @@ __all__ = ["Ledger"]
 OPEN_S = 15.0  # how long a reservation may wait to be sent
 SENT_S = 180.0  # how long a sent call's holder is believed to live, unless the call says otherwise
 KEEP_S = 3600.0  # how long a repeat is recognised
-ANSWER_S = 7 * 86400.0  # how long a paid answer is kept for its item
 MOST_PER_CALL = 100
 NO_PACE = ("", "", "", 0, 0)
 ANSWERS = object()  # stands for the place of a key among those of a call
@@ -68,7 +71,7 @@ class Ledger:
         self._board = keys
         self._keys = [
             keys.rules, keys.limits, keys.spend, keys.reservations, keys.reservations_due, keys.ledger, keys.gates,
-            keys.rates,
+            keys.rates, keys.breakers, keys.payloads,
         ]  # fmt: skip
         self._reserving = Batches("reservations", self._reserve_all, most=MOST_PER_CALL)
         self._stepping = Batches("settlements", self._take_steps, most=MOST_PER_CALL)
@@ -137,18 +140,23 @@ class Ledger:
         item_id: str = "",
         step: str = "",
         pace: Pace | None = None,
-    ) -> Reservation | Recorded | Wait:
+        guard: Guard | None = None,
+    ) -> Reservation | Recorded | Wait | Open:
         """All that comes before a call, in one call: is it paid for already, is there the money, is it its turn?
 
         Args:
             item_id: whose *step* may have an answer on record.
             step: of the item.
             pace: the rate limit that the call falls under.
+            guard: the breaker that it stands behind. Say how it ended: `report`.
 
         The other arguments are those of `reserve`; so are the errors.
 
         Returns:
             The reservation; or the recorded answer, or how long to wait: then nothing is held.
+
+        Raises:
+            ReplayError: the item is a replay, and the step is not on record.
         """
         _check(spender)
         reservation = Reservation(id=id or uuid4().hex, spender=spender, usd=usd, tokens=tokens, requests=requests)
@@ -158,13 +166,19 @@ class Ledger:
         state = "sent" if sent else "open"
         head = (
             reservation.id, usd, tokens, requests, round(hold_s * 1000), state, gate, meta, ANSWERS if step else "", step,
-            *(pace.args() if pace else NO_PACE),
+            *(pace.args() if pace else NO_PACE), *(guard.entering() if guard else NO_GUARD),
         )  # fmt: skip
         match await self._reserve(head, spender, self._board.answers(item_id) if step else ""):
             case [b"answered", answer]:
                 return Recorded(answer)
             case [b"wait", ms]:
                 return Wait(max(0.001, int(ms) / 1000))
+            case [b"open", ms]:
+                return Open(max(0.001, int(ms) / 1000))
+            case [b"unrecorded"]:
+                raise ReplayError(item_id, step)
+            case [b"reserved", b"probe"]:
+                return replace(reservation, probe=True)
             case _:
                 return reservation
 
@@ -175,7 +189,7 @@ class Ledger:
             InvalidInputError: the spender has a name that no budget can have.
         """
         _check(spender)
-        head = (uuid4().hex, usd, tokens, 1, 0, "probe", "", b"", "", "", *NO_PACE)
+        head = (uuid4().hex, usd, tokens, 1, 0, "probe", "", b"", "", "", *NO_PACE, *NO_GUARD)
         try:
             await self._reserve(head, spender, "")
         except BudgetExceededError as error:
@@ -256,10 +270,15 @@ class Ledger:
         item_id: str = "",
         step: str = "",
         answer: bytes = b"",
+        stage: str = "",
+        token: int = 0,
     ) -> list[Alert]:
         """Book what the call cost, once; with *step*, keep its answer for the item in the same breath.
 
         Money that was spent is always booked, also over a cap and after the hold was freed.
+
+        Args:
+            stage: the lane that the item was claimed from, if its holder made the call; *token*: of that claim.
 
         Returns:
             The thresholds that this reached, each told to one caller only.
@@ -267,9 +286,20 @@ class Ledger:
         told = await self._step(
             "settled", reservation.id, usd, tokens, requests, round(KEEP_S * 1000), orjson.dumps(dict(facts or {})),
             ANSWERS if step else "", step, answer, round(ANSWER_S * 1000), orjson.dumps(_who(reservation.spender)),
+            item_id, stage, token,
             *reservation.spender.counters(self.windows()), answers=self._board.answers(item_id) if step else "",
         )  # fmt: skip
         return read_alerts([each.decode() for each in told[1:]])
+
+    async def report(self, guard: Guard, reservation: Reservation, heard: Heard) -> str:
+        """Say how a call ended that stood behind a breaker; said with `settle` in the same moment, it costs no call.
+
+        Returns:
+            What that did: counted, opened, closed or late.
+        """
+        name, *rest = guard.leaving(heard)
+        answer = await self._step("reported", reservation.id, name, *rest)
+        return str(answer[0].decode())
 
     async def release(self, reservation: Reservation) -> bool:
         """Free what was held for a call that was not sent. False if it was sent, or is unknown."""
@@ -287,11 +317,6 @@ class Ledger:
         _check(spender)
         reservation = Reservation(id=id or uuid4().hex, spender=spender, usd=0, tokens=0, requests=0)
         return await self.settle(reservation, usd, tokens, facts=facts)
-
-    async def answer(self, item_id: str, step: str) -> bytes | None:
-        """The answer that was paid for this step of this item, or None."""
-        found: bytes | None = await self._store.command("HGET", self._board.answers(item_id), step)
-        return found
 
     async def expire(self, most: int = 500) -> tuple[int, int]:
         """End what dead callers left behind. Returns how many holds were freed, and settled at the estimate."""

@@ -13,7 +13,8 @@ from .budgets import WINDOWS, Account, Spender, as_pairs
 from .money import shown
 
 __all__ = [
-    "LONG", "Alert", "Entry", "Held", "Paused", "Recorded", "Reservation", "Standing", "Wait", "read_account", "read_alerts",
+    "LONG", "Alert", "Entry", "Held", "Open", "Paused", "Recorded", "Reservation", "Standing", "Wait", "read_account",
+    "read_alerts",
     "read_counters", "read_entry", "read_reservations",
 ]  # fmt: skip
 
@@ -30,6 +31,7 @@ class Reservation:
     usd: int  #: nano-dollars
     tokens: int
     requests: int = 1
+    probe: bool = False  #: it tries out whether a backend works again
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,13 @@ class Wait:
     """There is the money, but under its rate limit it is not the call's turn; nothing is held, and nothing counted."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """The breaker of the backend is open; nothing is held."""
+
+    seconds: float  #: until it may be tried again
 
 
 Held = tuple[str, int, int, int, tuple[str, ...]]  # a reservation's state, dollars (nano), tokens, requests, counters

@@ -11,14 +11,14 @@ import structlog
 from pydantic import BaseModel
 
 from ...cost_manager import LLMTier
-from ...errors import BudgetExceededError
+from ...errors import BudgetExceededError, CircuitOpenError, ModelUnavailableError, RateLimitedError
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest
 from ...llm.types import ChatMessage
 from .answers import Answered, Asker, Part, check_cache_s
 from .call import RETRY, Asking
 
-__all__ = ["ask", "cheaper_tier", "in_tier"]
+__all__ = ["ask", "cheaper_tier", "first_available", "in_tier"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,12 +46,11 @@ async def ask(
     check_cache_s(cache_s)
     how = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
 
-    async def ask_tier(chosen: LLMTier) -> Answered:
+    async def ask_model(chosen: LLMTier, name: str) -> Answered:
         request = LLMRequest(
-            model=model or work.swarm.model_for(chosen), schema=schema, system=system,
-            max_output_tokens=max_output_tokens, **how, **more,
-        )  # fmt: skip
-        part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags)
+            model=name, schema=schema, system=system, max_output_tokens=max_output_tokens, **how, **more
+        )
+        part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags, named=model is not None)
         if cache_s and (known := await part.known(cache_s)) is not None:
             return known  # else the call that reserves looks the record up
         request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}")
@@ -59,7 +58,24 @@ async def ask(
         assert result is not None
         return await part.answered(result, cache_s)
 
+    async def ask_tier(chosen: LLMTier) -> Answered:
+        names = [model] if model else work.swarm.models_for(chosen)
+        return await first_available(names, lambda name: ask_model(chosen, name))
+
     return await in_tier(work, task_type, tier, model, ask_tier)
+
+
+async def first_available(models: Sequence[str], asked: Callable[[str], Awaitable[Outcome]]) -> Outcome:
+    """What *asked* gives for the first of *models* whose backend works."""
+    *others, last = models
+    for name in others:
+        try:
+            return await asked(name)
+        except (CircuitOpenError, ModelUnavailableError) as error:
+            if isinstance(error, RateLimitedError) and not error.by_provider:
+                raise  # it is our own limit
+            log.warning("asking the next model of the tier", failed=name, why=str(error))
+    return await asked(last)
 
 
 def cheaper_tier(work: Asker, tier: LLMTier, model: str | None, error: BudgetExceededError) -> LLMTier | None:

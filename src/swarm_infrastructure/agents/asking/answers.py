@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import orjson
 
+from ...blackboard.items import ANSWER_S
 from ...cost_manager import LLMTier, Spender
-from ...cost_manager.ledger import ANSWER_S
 from ...errors import InvalidInputError
 from ...llm import AnswerCache, LLMRequest, LLMResult
 
@@ -40,6 +40,14 @@ class Asker(Protocol):
     @property
     def key(self) -> str:
         """Names this stage of the item's life to the provider: the same in every attempt."""
+
+    @property
+    def stage(self) -> str:
+        """The lane that the item was claimed from, "" for one that others hold."""
+
+    @property
+    def token(self) -> int:
+        """Of the claim on the item, 0 for one that others hold."""
 
     def check(self) -> None:
         """Raise if there is no point in asking any more."""
@@ -93,20 +101,25 @@ class Part:
     @classmethod
     def of(
         cls, work: Asker, task_type: str, request: LLMRequest, *, step: str | None, tier: LLMTier, tags: Sequence[str],
-        cost: int = 0,
+        named: bool, cost: int = 0,
     ) -> Self:  # fmt: skip
-        """The part of the item in hand."""
+        """The part of the item in hand.
+
+        Unless the model was *named*, an answer is recorded for the question alone: whichever model of whichever tier was
+        paid for it, it is not paid for again.
+        """
+        asked = request if named else replace(request, model="-")
         spender = Spender(
             agent_id=work.agent_id, role=work.role, task_id=work.item_id, tier=str(tier), tags=tuple(tags)
         )
         return cls(
-            work=work, spender=spender, request=request, step=f"{step or task_type}:{request.digest()[:32]}", cost=cost
+            work=work, spender=spender, request=request, step=f"{step or task_type}:{asked.digest()[:32]}", cost=cost
         )
 
     async def known(self, cache_s: float) -> Answered | None:
         """The answer that was paid for already: for this step or, within *cache_s*, for any item."""
         swarm, item_id = self.work.swarm, self.work.item_id
-        recorded = await swarm.cost_manager.ledger.answer(item_id, self.step)
+        recorded = await swarm.failure_recovery.steps.find(item_id, self.step)
         if recorded is None and cache_s:
             cached = await answer_cache(swarm).get(self.request, max_age_s=cache_s)
             if cached is not None:

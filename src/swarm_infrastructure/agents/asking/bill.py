@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
-from ...cost_manager import MeteredCall
+from ...cost_manager import MeteredCall, Reservation
 from ...llm import LLMResult
 from ...usage import TokenUsage
 from .answers import Part
@@ -65,10 +65,19 @@ class Bill:
             for each in zip(prompt, completion, cached, written, reasoning, strict=True)
         ]  # fmt: skip
 
+    @property
+    def call(self) -> Reservation:
+        """The reservation that stands for the call where it is counted once."""
+        return self._shares[0].reservation
+
     async def settle(
-        self, usage: TokenUsage, *, facts: Mapping[str, Any], answers: Sequence[LLMResult | None] = ()
-    ) -> None:
-        """Book what the call cost; with *answers*, record each in the same breath for the item that it is for."""
+        self, usage: TokenUsage, *, facts: Mapping[str, Any], answers: Sequence[LLMResult | None] = (),
+        also: Awaitable[None] | None = None,
+    ) -> None:  # fmt: skip
+        """Book what the call cost; with *answers*, record each in the same breath for the item that it is for.
+
+        *also* is awaited beside it.
+        """
         call = self._shares[0]
         cost = call.costs.prices.cost(call.model, usage, **call.pricing)
         costs = split(cost, [share.reservation.usd for share in self._shares])
@@ -79,10 +88,15 @@ class Bill:
             answer = answers[at] if answers else None
             record: dict[str, Any] = {}
             if answer is not None:
-                record = {"item_id": part.work.item_id, "step": part.step, "answer": orjson.dumps(answer.as_dict())}
+                record = {
+                    "item_id": part.work.item_id, "step": part.step, "answer": orjson.dumps(answer.as_dict()),
+                    "stage": part.work.stage, "token": part.work.token,
+                }  # fmt: skip
             booked.append(share.settle(used, usd=usd, facts=facts, **record))
             part.cost += usd
-        await asyncio.shield(asyncio.gather(*booked))  # what is known by now is booked, also if nobody waits any more
+        await asyncio.shield(
+            asyncio.gather(*booked, *([also] if also else []))
+        )  # what is known by now is booked, also if nobody waits any more
 
     async def settle_unbilled(self, why: str) -> None:
         """Book nothing: the provider refused the call, so it costs nothing."""

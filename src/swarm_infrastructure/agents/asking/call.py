@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ...cost_manager import MeteredCall, Pace, Recorded, Wait
-from ...errors import ModelError, ModelUnavailableError, RateLimitedError
-from ...failure_recovery import RetryPolicy, backoff_s
+from ...cost_manager import MeteredCall, Open, Pace, Recorded, Reservation, Wait
+from ...errors import CircuitOpenError, ModelError, ModelUnavailableError, RateLimitedError, UnavailableError
+from ...failure_recovery import RetryPolicy, retry_call
+from ...guard import Guard, Heard
 from ...llm import LLMRequest, LLMResult, SchemaMismatch
 from ...llm.client import repaired
 from .answers import Part
 from .bill import Bill
+
+if TYPE_CHECKING:
+    from ...swarm_infrastructure import SwarmInfrastructure
 
 __all__ = ["RETRY", "SLACK_S", "Asking", "pricing_of", "reserving_of"]
 
@@ -26,6 +31,28 @@ SLACK_S = 30.0  # a holder is believed to live for so much longer than its call 
 PACE_PATIENCE_S = 120.0  # how long a call waits for its turn under a rate limit
 
 
+class Hearing:
+    """How a call ended, for the breaker of its model."""
+
+    def __init__(self, swarm: SwarmInfrastructure, guard: Guard, call: Reservation) -> None:
+        self._swarm, self._guard, self._call = swarm, guard, call
+        self.how: Heard = "unknown"
+        self.told = False
+
+    async def report(self) -> None:
+        """Tell the breaker, once; in the same moment as a settlement it travels with it."""
+        if self.told:
+            return
+        self.told = True
+        if self.how == "unknown" and not self._call.probe:
+            return  # nothing that it would change
+        try:
+            word = await self._swarm.cost_manager.ledger.report(self._guard, self._call, self.how)
+            await self._swarm.failure_recovery.breaker_states.tell(self._guard.name, word)
+        except UnavailableError as error:
+            log.warning("a breaker was not told", breaker=self._guard.name, why=str(error))
+
+
 class Asking:
     """One question until it is answered."""
 
@@ -34,20 +61,25 @@ class Asking:
         self._task_type, self._retry, self._random = task_type, retry, random
 
     async def answers(self, request: LLMRequest) -> list[LLMResult | None]:
-        """What the model answers, by parts."""
-        attempt = 0
-        while True:
-            attempt += 1
+        """What the model answers, by parts.
+
+        Raises:
+            CircuitOpenError: the model failed too often lately; nothing was sent.
+        """
+
+        async def attempt() -> list[LLMResult | None]:
             try:
                 return await self._with_repair(request)
-            except ModelUnavailableError as error:
-                if isinstance(error, RateLimitedError) and error.retry_after_s:
+            except RateLimitedError as error:
+                if error.retry_after_s:
                     await self._swarm.cost_manager.limiter.slow_down(f"model:{request.model}", error.retry_after_s)
-                if attempt > self._retry.max_retries:
-                    raise
-                wait_s = max(backoff_s(attempt, self._retry, self._random), error.retry_after_s or 0.0)
-                log.warning("asking again", model=request.model, wait_s=wait_s, why=error.why, **self._shown())
-                await asyncio.sleep(wait_s)
+                raise
+
+        def told(error: BaseException, _attempt: int, pause_s: float) -> None:
+            log.warning("asking again", model=request.model, wait_s=pause_s, why=str(error), **self._shown())
+
+        budget = self._swarm.failure_recovery.retry_budget(f"model:{request.model}")
+        return await retry_call(attempt, self._retry, random=self._random, budget=budget, on_wait=told)
 
     async def _with_repair(self, request: LLMRequest) -> list[LLMResult | None]:
         try:
@@ -64,32 +96,39 @@ class Asking:
         bill = await self._begin(request, input_tokens, hold_s)
         if not isinstance(bill, Bill):
             return bill
-        async with bill:
+        async with bill, self._heard(request.model, bill) as heard:
             await bill.send(hold_s=hold_s)
             try:
                 result = await self._generate(request)
             except ModelError as error:
                 if error.usage is None:
                     await bill.settle_unbilled(f"{error.kind}: {error.why}")
-                else:
-                    await bill.settle(error.usage, facts={"error": f"{error.kind}: {error.why}"})
+                else:  # it answered, if not what was asked for
+                    heard.how = "ok"
+                    await bill.settle(error.usage, facts={"error": f"{error.kind}: {error.why}"}, also=heard.report())
                 raise
             except ModelUnavailableError as error:
+                heard.how = "unknown" if isinstance(error, RateLimitedError) else "failed"
                 if error.usage_so_far is not None:
                     await bill.settle(error.usage_so_far, facts={"error": error.why})
                 elif not error.may_be_paid:
                     await bill.settle_unbilled(error.why)
                 raise  # what may be paid is booked at the estimate when the call is left
+            heard.how = "ok"
             answers = self._read(result if first is None else repaired(first, result), bill)
             facts = {"ms": result.duration_ms, "request_id": result.request_id}
-            await bill.settle(result.usage, facts=facts, answers=answers)
+            await bill.settle(result.usage, facts=facts, answers=answers, also=heard.report())
         return answers
 
     async def _generate(self, request: LLMRequest) -> LLMResult:
         return await self._swarm.client_for(request.model).generate(request)
 
     async def _begin(self, request: LLMRequest, input_tokens: int, hold_s: float) -> Bill | list[LLMResult | None]:
-        """Hold the money when it is the call's turn; or the answers, where they are on record by now."""
+        """Hold the money when it is the call's turn; or the answers, where they are on record by now.
+
+        Raises:
+            CircuitOpenError: the breaker of the model is open.
+        """
         [part] = self._parts
         pace, waited_s = self._pace(request, input_tokens), 0.0
         while True:
@@ -97,14 +136,29 @@ class Asking:
             begun = await self._swarm.cost_manager.begin(
                 part.spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
                 facts=self._facts(part), hold_s=hold_s, item_id=part.work.item_id, step=part.step, pace=pace,
-                **reserving_of(request),
+                guard=self._guard(request.model), **reserving_of(request),
             )  # fmt: skip
             match begun:
                 case MeteredCall():
                     return Bill(self._parts, [begun], [input_tokens])
                 case Recorded():
                     return [part.read(begun.answer)]
+                case Open():
+                    raise CircuitOpenError(f"model:{request.model}", begun.seconds)
             waited_s = await self._wait(begun, waited_s)
+
+    def _guard(self, model: str) -> Guard:
+        return self._swarm.failure_recovery.get_circuit_breaker(f"model:{model}").guard
+
+    @asynccontextmanager
+    async def _heard(self, model: str, bill: Bill) -> AsyncIterator[Hearing]:
+        """What the call says of its backend; told to the breaker when the call is left, if it was not before."""
+        heard = Hearing(self._swarm, self._guard(model), bill.call)
+        try:
+            yield heard
+        finally:
+            if not heard.told:
+                await asyncio.shield(heard.report())
 
     def _read(self, result: LLMResult, bill: Bill) -> list[LLMResult | None]:
         return [result]

@@ -15,9 +15,10 @@ from typing import Any, Literal, overload
 import structlog
 from pydantic import BaseModel, create_model
 
-from ...cost_manager import LLMTier, MeteredCall, Pace, Reservation, Spender, Wait
+from ...cost_manager import LLMTier, MeteredCall, Open, Pace, Reservation, Spender, Wait
 from ...errors import (
     BudgetExceededError,
+    CircuitOpenError,
     ClaimLostError,
     InvalidInputError,
     ModelError,
@@ -26,7 +27,7 @@ from ...errors import (
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest, LLMResult, SchemaMismatch, estimated_tokens
 from ...llm.types import json_of
-from .alone import ask, cheaper_tier, in_tier
+from .alone import ask, cheaper_tier, first_available, in_tier
 from .answers import Answered, Asker, Part, check_cache_s
 from .bill import Bill, split
 from .call import RETRY, Asking, pricing_of, reserving_of
@@ -108,11 +109,16 @@ async def ask_together(
     each = {"schema": schema, "system": system, "max_output_tokens": max_output_tokens_each, **more}
 
     async def ask_tier(chosen: LLMTier) -> None:
-        name = model or works[0].swarm.model_for(chosen)
+        names = [model] if model else works[0].swarm.models_for(chosen)
+        await first_available(names, lambda name: ask_model(chosen, name))
+
+    async def ask_model(chosen: LLMTier, name: str) -> None:
         for at in (at for at in range(len(works)) if at not in done):
             request = LLMRequest(model=name, prompt=prompts[at], **each)
             before = parts[at].cost if at in parts else 0
-            parts[at] = Part.of(works[at], task_type, request, step=step, tier=chosen, tags=tags, cost=before)
+            parts[at] = Part.of(
+                works[at], task_type, request, step=step, tier=chosen, tags=tags, named=model is not None, cost=before
+            )
         left = {at: part for at, part in parts.items() if at not in done}
         found = await asyncio.gather(*(part.known(cache_s) for part in left.values()))
         done.update((at, known) for at, known in zip(left, found, strict=True) if known is not None)
@@ -272,17 +278,18 @@ class AskingTogether(Asking):
             )
             for at, part in enumerate(self._parts)
         }  # fmt: skip
-        held = await self._hold_all(self._pace(request, input_tokens))
+        held = await self._hold_all(self._pace(request, input_tokens), request.model)
         calls = [MeteredCall(costs, each, request.model, pricing_of(request)) for each in held]
         return Bill(self._parts, calls, inputs)
 
-    async def _hold_all(self, pace: Pace) -> list[Reservation]:
+    async def _hold_all(self, pace: Pace, model: str) -> list[Reservation]:
         """A reservation for each part, or for none; and the turn under *pace*, once all of them are held.
 
         Waits for the turn, and a while if only what other calls hold stands in the way.
 
         Raises:
             _LeftOutError: with the parts that were refused.
+            CircuitOpenError: the breaker of *model* is open.
         """
         ledger = self._swarm.cost_manager.ledger
         until, pause_s, waited_s = time.monotonic() + HELD_PATIENCE_S, 0.02, 0.0
@@ -291,16 +298,16 @@ class AskingTogether(Asking):
             asked = (self._hold(need, pause=False) for need in self._needs.values())
             told = dict(zip(self._needs, await asyncio.gather(*asked, return_exceptions=True), strict=True))
             held = [each for each in told.values() if isinstance(each, Reservation)]
-            wait_s = 0.0
+            wait_s, turn = 0.0, None
             if len(held) == len(told):
-                limiter = self._swarm.cost_manager.limiter
-                wait_s = await limiter.admit(
-                    pace.name, calls=pace.calls, tokens_limit=pace.tokens_limit, tokens=pace.tokens
-                )
-                if not wait_s:
-                    return held
+                turn = await self._swarm.cost_manager.limiter.enter(pace, self._guard(model), call_id=held[0].id)
+                if isinstance(turn, bool):
+                    return [replace(each, probe=turn) for each in held]
+                wait_s = turn.seconds
             # Held by nobody while we wait: two that wait for each other's money would get none.
             await asyncio.gather(*(ledger.release(each) for each in held))
+            if isinstance(turn, Open):
+                raise CircuitOpenError(f"model:{model}", turn.seconds)
             refused = {part: error for part, error in told.items() if isinstance(error, BudgetExceededError)}
             for error in told.values():
                 if isinstance(error, BaseException) and not isinstance(error, BudgetExceededError):

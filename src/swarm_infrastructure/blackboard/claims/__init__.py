@@ -21,7 +21,18 @@ caller is answered when its own are in Redis.
 from __future__ import annotations
 
 from .desk import ClaimDesk
-from .values import LEAST_LEASE_S, MOST_PER_CALL, Claim, Claimed, ClaimRequest, Ending, Kind, new_request
+from .values import (
+    LEAST_LEASE_S,
+    MOST_PER_CALL,
+    Claim,
+    Claimed,
+    ClaimRequest,
+    Ending,
+    Kind,
+    current_claim,
+    new_request,
+    working_under,
+)
 
 __all__ = [
     "LEAST_LEASE_S",
@@ -32,5 +43,7 @@ __all__ = [
     "Claimed",
     "Ending",
     "Kind",
+    "current_claim",
     "new_request",
+    "working_under",
 ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +13,10 @@ from ...errors import InvalidInputError
 from ...keys import check_id, check_name
 from ..items import Item, check_seconds
 
-__all__ = ["LEAST_LEASE_S", "MOST_PER_CALL", "Claim", "ClaimRequest", "Claimed", "Ending", "Kind", "new_request"]
+__all__ = [
+    "LEAST_LEASE_S", "MOST_PER_CALL", "Claim", "ClaimRequest", "Claimed", "Ending", "Kind", "current_claim", "new_request",
+    "working_under",
+]  # fmt: skip
 
 LEAST_LEASE_S = 0.05  # shorter ones end on the way to the agent
 MOST_PER_CALL = 500  # a call of 500 items keeps Redis busy for 5-10 ms, as long as others should have to wait
@@ -81,6 +87,24 @@ class Ending:
 
     def __post_init__(self) -> None:
         check_seconds(f"delay_s of item {self.claim.item_id!r}", self.delay_s)
+
+
+_CLAIM: ContextVar[Claim | None] = ContextVar("claim", default=None)
+
+
+def current_claim() -> Claim | None:
+    """The claim that the running task works under, also after it was lost: a write with it is refused then."""
+    return _CLAIM.get()
+
+
+@contextmanager
+def working_under(claim: Claim) -> Iterator[None]:
+    """What is done inside is done under *claim*."""
+    before = _CLAIM.set(claim)
+    try:
+        yield
+    finally:
+        _CLAIM.reset(before)
 
 
 def new_request() -> str:

@@ -1,13 +1,11 @@
--- admit: may a call be made now under a rate limit that the whole fleet shares? (see `turn`)
--- KEYS     1 board  2 rates
--- ARGV     1 name  2 calls per window  3 tokens per window ('' without a limit)  4 window_ms  5 tokens of this call
--- Returns  {'yes'}   {'wait', ms}: the window is full, or the provider asked everybody to wait
+-- admit: may a call be made now, past a breaker and under a rate limit that the whole fleet shares? (see `enter_backend`)
+-- KEYS     1 board  2 rates  3 breakers
+-- ARGV     1 id of the call  then as `enter_backend` takes them: rate, calls and tokens per window, window_ms, tokens of this call,
+--          breaker, probes at once, probe_ms
+-- Returns  {'yes', how it passed the breaker: '' | 'probe'}   {'wait', ms}   {'open', ms}
 local function admit(keys, argv)
   local _, now_ms = read_clock(keys[1])
-  local wait_ms, rate = turn(redis.call('HGET', keys[2], argv[1]), now_ms, tonumber(argv[2]), tonumber(argv[3]),
-    tonumber(argv[5]), tonumber(argv[4]))
-  if wait_ms then return { 'wait', whole(wait_ms) } end
-  redis.call('HSET', keys[2], argv[1], rate)
-  return { 'yes' }
+  local refused, pass = enter_backend(keys[2], keys[3], now_ms, argv[1], argv, 2)
+  return refused or { 'yes', pass }
 end
 register('admit', admit)

@@ -10,16 +10,9 @@ local function renew(keys, argv)
   for row, id in ipairs(ids) do
     local at = (row - 1) * 4 + 1
     local token, timed, lease_ms = argv[at + 1], keys[3 + tonumber(argv[at + 2])], tonumber(argv[at + 3])
-    local record = unpack_record(packed[row])
-    local ends_ms = tonumber(redis.call('ZSCORE', timed, id) or 0)
-    if not record then
-      answers[row] = { 'lost', 'the item was deleted' }
-    elseif record.token ~= token or record.holder == '' then -- guard: renew_token
-      answers[row] = { 'lost', 'the item was taken back' }
-    elseif ends_ms <= now_ms then -- guard: renew_lease
-      answers[row] = { 'lost', 'the lease ran out' }
-    elseif redis.call('HGET', keys[3], 'agent:' .. record.holder) == 'revoked' then -- guard: renew_revoked
-      answers[row] = { 'lost', 'the agent was revoked' }
+    local lost = claim_lost(unpack_record(packed[row]), token, redis.call('ZSCORE', timed, id), keys[3], now_ms)
+    if lost then
+      answers[row] = { 'lost', lost }
     else
       redis.call('ZADD', timed, 'XX', 'GT', whole(now_ms + lease_ms), id)
       answers[row] = 'renewed'

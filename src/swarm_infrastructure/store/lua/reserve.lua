@@ -1,15 +1,19 @@
 -- reserve: set money aside for model calls, for each in every scope and window at once, or in none.
--- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  then answers of items
+-- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  9 breakers
+--          10 payloads  then answers of items
 -- ARGV     1 hour's start_ms  2 its end_ms  3 day's start_ms  4 its end_ms
 --          then per call: id, usd (nano), tokens, requests, hold_ms, state (open|sent|probe), gate to shut on a breach that pauses
---          ('' for none), meta (JSON for the ledger), key of the answers in which its own may be recorded already (9 = first,
+--          ('' for none), meta (JSON for the ledger), key of the answers in which its own may be recorded already (11 = first,
 --          '' for none), under which step, a rate ('' for none), its calls per window, its tokens per window, its window_ms,
---          tokens of this call there, how many counters, then per counter: field (window|scope), limit name
--- Returns  one answer per call: {'reserved'}   {'again', state}: this id was reserved before
+--          tokens of this call there, a breaker ('' for none), its probes at once, probe_ms, how many counters, then per counter:
+--          field (window|scope), limit name
+-- Returns  one answer per call: {'reserved', how it passed the breaker: '' | 'probe'}   {'again', state}: this id was reserved before
 --          {'granted'}: a probe would be reserved; nothing is held
 --          {'answered', answer}: it was paid for before; nothing is held
 --          {'window', now_ms}: the caller's clock is off; it asks again with the windows of this time
 --          {'exceeded', scope, window, unit, needed, settled, held, limit, breach, resumes_ms}
+--          {'unrecorded'}: the item is a replay, and this was not paid for; nothing is held
+--          {'open', ms}: the breaker is open; nothing is held
 --          {'wait', ms}: there is the money, but it is not its turn under the rate; nothing is held, nothing counted
 local EXPIRE_LIMIT = 20
 
@@ -44,14 +48,17 @@ local function refuse(context, found, amounts, windows, who)
   return { 'exceeded', scope, letter, unit, needed, whole(settled), whole(held), most, found.breach, resumes_ms }
 end
 
-local FACTS = 16 -- arguments of a call before its counters
+local FACTS = 19 -- arguments of a call before its counters
 
 local function reserve_one(context, argv, at, n, windows)
   local id, answers, rate = argv[at], argv[at + 8], argv[at + 10]
   local known = read_reservation(redis.call('HGET', context.reservations, id))
   if known then return { 'again', known.state } end -- guard: reserve_again
-  local answer = answers ~= '' and redis.call('HGET', context.keys[tonumber(answers)], argv[at + 9])
-  if answer then return { 'answered', answer } end -- guard: reserve_answered
+  if answers ~= '' then
+    local answer, replayed = unpack(redis.call('HMGET', context.keys[tonumber(answers)], argv[at + 9], REPLAYED))
+    if answer then return { 'answered', answer } end -- guard: reserve_answered
+    if replayed then return { 'unrecorded' } end -- guard: reserve_replay
+  end
   local amounts = { tonumber(argv[at + 1]), tonumber(argv[at + 2]), tonumber(argv[at + 3]) }
   local rows, first = { fields = {}, limits = {} }, at + FACTS
   for i = 1, n do
@@ -61,12 +68,8 @@ local function reserve_one(context, argv, at, n, windows)
   local found = first_breach(context, rows, amounts)
   if found then return refuse(context, found, amounts, windows, argv[at + 6]) end
   if argv[at + 5] == 'probe' then return { 'granted' } end -- guard: reserve_probe
-  if rate ~= '' then
-    local wait_ms, counted = turn(redis.call('HGET', context.keys[8], rate), context.now_ms, tonumber(argv[at + 11]),
-      tonumber(argv[at + 12]), tonumber(argv[at + 14]), tonumber(argv[at + 13]))
-    if wait_ms then return { 'wait', whole(wait_ms) } end -- guard: reserve_turn
-    redis.call('HSET', context.keys[8], rate, counted)
-  end
+  local refused, pass = enter_backend(context.keys[8], context.keys[9], context.now_ms, id, argv, at + 10)
+  if refused then return refused end -- guard: reserve_backend
   for _, counter in ipairs(rows.counters) do
     for unit = 1, 3 do counter[2 * unit] = counter[2 * unit] + amounts[unit] end
   end
@@ -75,7 +78,7 @@ local function reserve_one(context, argv, at, n, windows)
     state = argv[at + 5], usd = amounts[1], tokens = amounts[2], requests = amounts[3],
     rows = table.concat(argv, ' ', first, first + 2 * n - 1), meta = argv[at + 7],
   }, context.now_ms + tonumber(argv[at + 4]))
-  return { 'reserved' }
+  return { 'reserved', pass }
 end
 
 local function reserve(keys, argv)

@@ -1,11 +1,14 @@
 -- settle: how calls went on: sent, settled, or released because they were never sent. Each once; also when Redis is out of memory.
--- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  then answers of items
+-- KEYS     1 board  2 limits  3 spend  4 reservations  5 reservations_due  6 ledger  7 gates  8 rates  9 breakers
+--          10 payloads  then answers of items
 -- ARGV     per step: its name, how many arguments, then those:
 --          sent      id, hold_ms: for how long the holder is believed to live from now on
 --          released  id, keep_ms: how long a repeat is recognised
---          settled   id, usd (nano), tokens, requests, keep_ms, more (JSON for the ledger), key of answers (9 = first, '' none), step,
---                    answer, answer's ttl_ms, meta, then per counter for a call that nothing was reserved for: field, limit name
+--          settled   id, usd (nano), tokens, requests, keep_ms, more (JSON for the ledger), key of answers (11 = first, '' none), step,
+--                    answer, answer's ttl_ms, meta, item, stage ('' unless its holder asked), token, then per counter for a call that nothing was reserved for: field, limit name
+--          reported  id of the call, breaker, ok | failed | unknown, failures that open it, recovery_ms, successes that close it
 -- Returns  one answer per step: {'sent'}  {'released'}  {'settled', per alert: field, threshold, settled, limit}
+--          {'counted' | 'opened' | 'closed' | 'late'}: of a report
 --          {'again'}: it was settled before   {'ended', state}: it has ended otherwise; nothing changed   {'missing'}
 local steps = {}
 
@@ -34,7 +37,7 @@ function steps.settled(context, id, reservation, argv, at, n)
   if reservation and reservation.state == 'settled' then return { 'again' } end -- guard: settle_again
   if not reservation then
     reservation = {
-      state = 'none', usd = 0, tokens = 0, requests = 0, rows = table.concat(argv, ' ', at + 11, at + n - 1), meta = argv[at + 10],
+      state = 'none', usd = 0, tokens = 0, requests = 0, rows = table.concat(argv, ' ', at + 14, at + n - 1), meta = argv[at + 10],
     }
   end
   local told
@@ -46,14 +49,18 @@ function steps.settled(context, id, reservation, argv, at, n)
     told = book(context, id, reservation, 'settled', usd, tokens, requests, held, argv[at + 5])
   end
   if argv[at + 6] ~= '' then
-    local answers = context.keys[tonumber(argv[at + 6])]
-    redis.call('HSETNX', answers, argv[at + 7], argv[at + 8])
-    redis.call('PEXPIRE', answers, argv[at + 9])
+    keep_answer(context.keys[tonumber(argv[at + 6])], argv[at + 7], argv[at + 8], argv[at + 9], context.keys[10], argv[at + 11],
+      argv[at + 12], argv[at + 13], context.now_ms)
   end
   reservation.state, reservation.usd, reservation.tokens, reservation.requests = 'settled', usd, tokens, requests
   reservation.rows, reservation.meta = '', ''
   keep_reservation(context, id, reservation, context.now_ms + tonumber(argv[at + 4]))
   return { 'settled', unpack(told) }
+end
+
+function steps.reported(context, id, _, argv, at)
+  return { leave_breaker(context.keys[9], argv[at + 1], context.now_ms, id, argv[at + 2], tonumber(argv[at + 3]), tonumber(argv[at + 4]),
+    tonumber(argv[at + 5])) }
 end
 
 local function settle(keys, argv)

@@ -115,3 +115,12 @@ local function gates_of(gates, agents, now_ms)
   for i = 1, #agents do shut[i] = found[2 * i] or found[2 * i + 1] or found[1] end
   return shut
 end
+
+-- claim_lost: why a claim does not hold any more, or nil: for calls that need one and do not end it.
+local function claim_lost(record, token, ends_ms, gates, now_ms)
+  if not record then return 'the item was deleted' end
+  if record.token ~= token or record.holder == '' then return 'the item was taken back' end -- guard: held_token
+  if tonumber(ends_ms or 0) <= now_ms then return 'the lease ran out' end -- guard: held_lease
+  if redis.call('HGET', gates, 'agent:' .. record.holder) == 'revoked' then return 'the agent was revoked' end -- guard: held_revoked
+  return nil
+end

@@ -1,0 +1,60 @@
+"""Stepping: one durable step of the item in hand: looked up, else done and recorded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from ..errors import InvalidInputError
+from ..failure_recovery.steps import dump_answer, step_key
+
+if TYPE_CHECKING:
+    from .work import Work
+
+__all__ = ["run_step"]
+
+
+async def run_step(
+    work: Work,
+    name: str,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    schema: type[BaseModel] | None,
+) -> Any:
+    """See `Work.step`."""
+    key, steps = step_key(name, args, kwargs), work.swarm.failure_recovery.steps
+    recorded = await steps.find(work.item_id, key)
+    if recorded is None:
+        work.check()  # nothing is done for a claim that is lost
+        given = dict(kwargs)
+        if "idempotency_key" not in given and _takes_key(function):
+            given["idempotency_key"] = f"{work.key}:{key}"
+        answer = function(*args, **given)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        recorded = await steps.record(work.claim, key, dump_answer(name, answer))
+    return _read(name, recorded, schema)
+
+
+def _takes_key(function: Callable[..., Any]) -> bool:
+    try:
+        return "idempotency_key" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+        return False
+
+
+def _read(name: str, recorded: bytes, schema: type[BaseModel] | None) -> Any:
+    if schema is None:
+        return orjson.loads(recorded)
+    try:
+        return schema.model_validate_json(recorded)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"answer of step {name!r}", found=str(error), needed=f"a {schema.__name__}",
+            step="the record may be of an older version of the code: give the step another name",
+        ) from error  # fmt: skip
