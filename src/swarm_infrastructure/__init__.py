@@ -42,17 +42,27 @@ if TYPE_CHECKING:
     )
     from .errors import (
         BudgetExceededError,
+        CircuitOpenError,
         ClaimLostError,
         ConfigurationError,
         LockAcquisitionError,
         ModelError,
         ModelUnavailableError,
         RefusedError,
+        ReplayError,
         SwarmError,
         UnavailableError,
         UnknownPriceError,
     )
-    from .failure_recovery import RetryPolicy
+    from .failure_recovery import (
+        Checkpoint,
+        CircuitBreaker,
+        CircuitBreakerConfig,
+        FailureRecovery,
+        FailureType,
+        RecoveryAction,
+        RetryPolicy,
+    )
     from .llm import AnthropicClient, LLMClient, LLMRequest, LLMResult, OpenAIClient
     from .message_bus import (
         Channels,
@@ -85,6 +95,10 @@ __all__ = [
     "BudgetExceededError",
     "BudgetStatus",
     "Channels",
+    "Checkpoint",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitOpenError",
     "ClaimLostError",
     "Claims",
     "ConfigurationError",
@@ -94,6 +108,8 @@ __all__ = [
     "DebateOutcome",
     "Debater",
     "Debates",
+    "FailureRecovery",
+    "FailureType",
     "Item",
     "LLMClient",
     "LLMModel",
@@ -113,7 +129,9 @@ __all__ = [
     "Prices",
     "Priority",
     "Processor",
+    "RecoveryAction",
     "RefusedError",
+    "ReplayError",
     "RetryPolicy",
     "Seat",
     "Section",

@@ -25,7 +25,7 @@ from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Pric
 from .cost_manager.money import to_dollars
 from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, RPCError, SwarmError, UnavailableError
-from .failure_recovery import CircuitBreakerConfig, FailureRecovery, RetryPolicy, backoff_s, retry_call
+from .failure_recovery import Checkpoint, CircuitBreakerConfig, FailureRecovery, RetryPolicy, backoff_s, retry_call
 from .llm import LLMClient
 from .message_bus import (
     Channels,
@@ -452,6 +452,17 @@ class SwarmInfrastructure:
             item_id=item_id, agent_id=agent_id, token=item.token, ends_at_ms=0, lease_s=section.lease_s,
             lane=item.claimed_from, taken_at=asyncio.get_running_loop().time(),
         )  # fmt: skip
+
+    async def create_checkpoint(
+        self, task_id: str, stage: str, data: Mapping[str, Any], agent_states: Mapping[str, Any] | None = None,
+        ttl_hours: float = 24,
+    ) -> Checkpoint:  # fmt: skip
+        """Keep how far a task has come; see `Checkpoints.create`."""
+        return await self.failure_recovery.create_checkpoint(task_id, stage, data, agent_states, ttl_hours)
+
+    async def resume_from_checkpoint(self, task_id: str, stage: str | None = None) -> Checkpoint | None:
+        """Where to go on with a task: its newest checkpoint, or that of *stage*; None: from the beginning."""
+        return await self.failure_recovery.resume_from_checkpoint(task_id, stage)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class RecordedStep:
     key: str  #: name:digest
     stage: str  #: the lane that the item was claimed from, or "" if not its holder did it (a debater)
     token: int  #: of the claim; 0 if there was none
-    at_ms: int  #: on Redis' clock; 0 if it is not known
+    at_us: int  #: microseconds on Redis' clock; 0 if it is not known
     answer: bytes  #: JSON
 
     @property
@@ -211,18 +211,18 @@ def _read_steps(rows: Mapping[str, bytes]) -> list[RecordedStep]:
     for name, answer in rows.items():
         if name.startswith("@"):
             continue
-        stage, token, at_ms = (rows.get(AT + name) or b"- - 0").decode().split(" ")
+        stage, token, at_us = (rows.get(AT + name) or b"- - 0").decode().split(" ")
         known = stage != "-"
         steps.append(
             RecordedStep(
                 key=name,
                 stage=stage if known else "",
                 token=int(token) if known else 0,
-                at_ms=int(at_ms),
+                at_us=int(at_us),
                 answer=answer,
             )
         )
-    return sorted(steps, key=lambda step: (step.at_ms, step.token, step.key))
+    return sorted(steps, key=lambda step: (step.at_us, step.key))
 
 
 def _stage_of(item_id: str, steps: Sequence[RecordedStep], start: str) -> str:

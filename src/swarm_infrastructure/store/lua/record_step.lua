@@ -3,7 +3,7 @@
 -- ARGV     1 id  2 token  3 lane it was claimed from  4 step  5 answer  6 ttl_ms  7 most fields
 -- Returns  {'recorded', answer that stands}   {'lost', why}   {'full', fields}   {'unrecorded'}: the item is a replay
 local function record_step(keys, argv)
-  local _, now_ms = read_clock(keys[1])
+  local now_us, now_ms = read_clock(keys[1])
   local lost = claim_lost(unpack_record(redis.call('HGET', keys[2], argv[1])), argv[2], redis.call('ZSCORE', keys[6], argv[1]), keys[5], now_ms)
   if lost then return { 'lost', lost } end -- guard: step_claim
   local found, replayed = unpack(redis.call('HMGET', keys[4], argv[4], REPLAYED))
@@ -11,7 +11,7 @@ local function record_step(keys, argv)
   if replayed then return { 'unrecorded' } end -- guard: step_replay
   local fields = redis.call('HLEN', keys[4])
   if fields >= tonumber(argv[7]) then return { 'full', fields } end -- guard: step_full
-  keep_answer(keys[4], argv[4], argv[5], argv[6], keys[3], argv[1], argv[3], argv[2], now_ms)
+  keep_answer(keys[4], argv[4], argv[5], argv[6], keys[3], argv[1], argv[3], argv[2], now_us)
   return { 'recorded', argv[5] }
 end
 register('record_step', record_step)

@@ -50,7 +50,7 @@ function steps.settled(context, id, reservation, argv, at, n)
   end
   if argv[at + 6] ~= '' then
     keep_answer(context.keys[tonumber(argv[at + 6])], argv[at + 7], argv[at + 8], argv[at + 9], context.keys[10], argv[at + 11],
-      argv[at + 12], argv[at + 13], context.now_ms)
+      argv[at + 12], argv[at + 13], context.now_us)
   end
   reservation.state, reservation.usd, reservation.tokens, reservation.requests = 'settled', usd, tokens, requests
   reservation.rows, reservation.meta = '', ''

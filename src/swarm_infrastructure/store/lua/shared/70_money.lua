@@ -206,10 +206,10 @@ end
 
 -- money: what a call works on. It ends with `finish`.
 local function money(keys)
-  local _, now_ms = read_clock(keys[1])
+  local now_us, now_ms = read_clock(keys[1])
   return {
     limits = keys[2], spend = keys[3], reservations = keys[4], due = keys[5], ledger = keys[6], gates = keys[7],
-    now_ms = now_ms, keys = keys, limit = {}, counter = {}, touched = {}, freed = false,
+    now_us = now_us, now_ms = now_ms, keys = keys, limit = {}, counter = {}, touched = {}, freed = false,
   }
 end
 

@@ -3,7 +3,8 @@
 --   state     closed     calls pass; `failures` in a row are counted
 --             open       no call passes before until_ms
 --             half_open  probes pass, as many at once as there are tickets; `successes` of theirs are counted
---   tickets   `id:ends_ms id:ends_ms …`: who probes, and when he is believed to be dead
+--   tickets   `id:ends_ms id:ends_ms …`: of a half-open one who probes, and when he is believed to be dead; of a closed one whose
+--             failures are counted, of an open one whose failure opened it: a repeated report changes nothing
 -- Who passes a closed breaker has no ticket, and what he reports counts only as long as it is closed.
 local BREAKER = '^(%l[%l_]+) (%d+) (%d+) (%d+) ?(.*)$'
 local breakers = {}
@@ -84,7 +85,9 @@ local function leave_breaker(key, name, now_ms, id, outcome, threshold, recovery
   for i, ticket in ipairs(breaker.tickets) do
     if ticket.id == id then mine = i end
   end
-  if breaker.state == 'open' or (breaker.state == 'half_open' and not mine) then return 'late' end -- guard: breaker_late
+  if breaker.state == 'open' then return mine and 'opened' or 'late' end -- guard: breaker_late
+  if breaker.state == 'half_open' and not mine then return 'late' end -- guard: breaker_late_probe
+  if breaker.state == 'closed' and mine then return 'counted' end -- guard: breaker_counted
   if mine then table.remove(breaker.tickets, mine) end
   local word = 'counted'
   if outcome == 'failed' then
@@ -93,6 +96,7 @@ local function leave_breaker(key, name, now_ms, id, outcome, threshold, recovery
       breaker.state, breaker.until_ms, breaker.successes, breaker.tickets = 'open', now_ms + recovery_ms, 0, {}
       word = 'opened'
     end
+    breaker.tickets[#breaker.tickets + 1] = { id = id, ends_ms = 0 }
   elseif outcome == 'ok' then
     if breaker.state == 'half_open' then
       breaker.successes = breaker.successes + 1
@@ -102,7 +106,7 @@ local function leave_breaker(key, name, now_ms, id, outcome, threshold, recovery
       end
     else
       if not text then return 'counted' end
-      breaker.failures = 0
+      breaker = breakers.read(nil)
     end
   end
   keep_breaker(key, name, breaker)
