@@ -18,7 +18,25 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigurationError, InvalidInputError, SwarmError, UnavailableError
-from . import agents, audit, budget, bus, config, doctor, items, models, queues, redis_server, run, status, topics
+from . import (
+    agents,
+    audit,
+    breakers,
+    budget,
+    bus,
+    checkpoints,
+    config,
+    doctor,
+    escalations,
+    failures,
+    items,
+    models,
+    queues,
+    redis_server,
+    run,
+    status,
+    topics,
+)
 from .render import help_if_alone, say
 
 __all__ = ["app", "main"]
@@ -36,7 +54,7 @@ app = typer.Typer(
 )
 app.command("run", short_help="Run a swarm, in one process or several.")(run.run)
 app.command("status", short_help="Boards, items, agents and gates in numbers.")(status.status)
-app.add_typer(items.app, name="items", short_help="Look at items; release, retry, archive, delete.")
+app.add_typer(items.app, name="items", short_help="Look at items; release, retry, replay, archive, delete.")
 app.add_typer(items.app, name="item", hidden=True)
 app.add_typer(agents.app, name="agents", short_help="Look at agents; pause, resume, drain, shut down, stop, revoke.")
 app.add_typer(agents.app, name="agent", hidden=True)
@@ -46,6 +64,13 @@ app.add_typer(queues.app, name="queues", short_help="Work queues: lengths, next 
 app.add_typer(queues.app, name="queue", hidden=True)
 app.add_typer(topics.app, name="topics", short_help="Topics: how far groups are; read, replay, redrive.")
 app.add_typer(topics.app, name="topic", hidden=True)
+app.add_typer(breakers.app, name="breakers", short_help="Backends that failed too often; open and close them by hand.")
+app.add_typer(breakers.app, name="breaker", hidden=True)
+app.add_typer(checkpoints.app, name="checkpoints", short_help="How far tasks had come.")
+app.add_typer(checkpoints.app, name="checkpoint", hidden=True)
+app.command("failures", short_help="What went wrong lately, and the health of it all.")(failures.failures)
+app.add_typer(escalations.app, name="escalations", short_help="What waits for a person.")
+app.add_typer(escalations.app, name="escalation", hidden=True)
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
 app.command("models", short_help="The models of each tier, and what they cost.")(models.models)

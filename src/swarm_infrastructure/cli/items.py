@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Look at items; bring them back from quarantine, retry, archive or delete them.",
+    help="Look at items and what is on record for them; bring them back from quarantine, retry, replay, archive or delete them.",
     callback=help_if_alone,
     invoke_without_command=True,
 )
@@ -68,6 +68,13 @@ HISTORY = [
     Column("from → to", lambda row: _step(row["from"], row["to"]), fold=True),
     Column("by", lambda row: row["by"] or "-", fold=True),
     Column("reason", lambda row: cut(row["reason"], 80), fold=True),
+]
+STEPS = [
+    Column("step", lambda row: row["step"], fold=True),
+    Column("stage", lambda row: row["stage"].rstrip("/") or "-", fold=True),
+    Column("when", lambda row: clock(row["at_ms"], exact=True) if row["at_ms"] else "-"),
+    Column("bytes", lambda row: row["bytes"], right=True),
+    Column("answer", lambda row: cut(row["answer"], 80), spare=True),
 ]
 ERRORS = [
     Column("when", lambda row: clock(row["at_ms"], exact=True)),
@@ -173,6 +180,52 @@ def delete(
         return await desk.delete(item.section, item_id, agent=acting_user(), reason=reason)
 
     return _change(item_ids, board, "deleted", remove)
+
+
+@app.command()
+def steps(item_id: ItemArgument, board: BoardOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show what is on record for an item: what was done or paid for it, and is not done again."""
+
+    async def read() -> list[dict[str, Any]]:
+        async with open_board(board) as blackboard:
+            from ..failure_recovery import Steps
+
+            found = await Steps(blackboard.store, blackboard.keys).list(item_id)
+            return [
+                {
+                    "step": step.name, "stage": step.stage, "at_ms": step.at_us // 1000, "token": step.token,
+                    "key": step.key, "bytes": len(step.answer), "answer": step.answer.decode(errors="replace"),
+                }
+                for step in found
+            ]  # fmt: skip
+
+    show_rows(finish(read()), STEPS, output, empty=f"nothing is on record for {item_id}")
+
+
+@app.command()
+def replay(
+    item_id: ItemArgument,
+    start: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="A section, SECTION/STATUS, or a step that was done in it.")
+    ] = "",
+    copy_id: Annotated[str, typer.Option("--as", metavar="ID", help="The copy's id; ID~replay-N by default.")] = "",
+    board: BoardOption = None,
+) -> None:
+    """Run an item again as a copy, with its recorded answers, at no cost.
+
+    The copy goes to where the item was when its first answer was recorded, or to --from; the swarm that runs works on it.
+    Nothing is called or paid for: a step that is not on record sends the copy to quarantine.
+    """
+
+    async def put() -> str:
+        async with open_board(board) as blackboard:
+            from ..failure_recovery import Steps
+
+            recorded = Steps(blackboard.store, blackboard.keys)
+            return await recorded.replay(blackboard, item_id, start=start, copy_id=copy_id, agent=acting_user())
+
+    name = finish(put())
+    say(f"{item_id} is replayed as {name}; follow it: swarm items show {name}")
 
 
 def _change(

@@ -13,11 +13,12 @@ from ..errors import ConfigurationError, InvalidInputError, UnavailableError
 if TYPE_CHECKING:
     from ..blackboard import Blackboard
     from ..config import Settings
+    from ..failure_recovery import FailureRecovery
     from ..message_bus import MessageBus
     from ..store import Store
     from ..store.embedded import Located
 
-__all__ = ["Session", "acting_user", "find_redis", "finish", "open_board", "open_bus", "open_session"]
+__all__ = ["Session", "acting_user", "find_redis", "finish", "open_board", "open_bus", "open_recovery", "open_session"]
 
 PATIENCE_S = 2.0  # for one answer; a person waits for it
 Answer = TypeVar("Answer")
@@ -130,6 +131,15 @@ async def open_board(name: str | None) -> AsyncIterator[Blackboard]:
             yield blackboard
         finally:
             await blackboard.claims.close()
+
+
+@contextlib.asynccontextmanager
+async def open_recovery(name: str | None) -> AsyncIterator[FailureRecovery]:
+    """Connect, with what is known of failures on the board called *name*, or the only one."""
+    from ..failure_recovery import FailureRecovery
+
+    async with open_board(name) as blackboard:
+        yield FailureRecovery(blackboard)
 
 
 @contextlib.asynccontextmanager
