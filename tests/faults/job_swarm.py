@@ -2,8 +2,10 @@
 
 ``{"do": "sleep", "s": 0.1}``     work for so long; ``"once_crashed_s"`` instead if its lease ended ``"crashes"`` times
 ``{"do": "block", "s": 0.1}``     the same, and the whole process stands still meanwhile
-``{"do": "raise"}``               a handler that fails
+``{"do": "ask"}``                 ask a model, which is this process's own and writes down each call
+``{"do": "raise"}``               a handler that fails; ``"memory"`` and ``"recurse"`` for errors of other kinds
 ``{"do": "exit"}``                a handler that takes its process with it
+``{"do": "hang"}``                a handler that never gives its process free
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import crash_points
 from ledger import Ledger
 
 from swarm_infrastructure import BaseAgent, Board, Claims, Item, RetryPolicy, Section, Swarm, Work, job_board
 from swarm_infrastructure.agents import Outcome
 from swarm_infrastructure.blackboard.claims import ClaimDesk, Ending
 from swarm_infrastructure.errors import ClaimLostError
+from swarm_infrastructure.llm import LLMRequest
+from swarm_infrastructure.store import connections
+from swarm_infrastructure.testing.fake_llm import FunctionLLM
 
 # jobs outlive any number of killed workers; frail ones have the limits that a section has by default
 BOARD: Board = job_board("faults", "jobs", max_attempts=0, max_crashes=0).with_sections(
     frail=Section(ready={"waiting": "active"}, resting=("done",), then={"active": "frail/done"})
 )
 BATCH = 4
+MODEL = "stub-1"
 
 
 class Hand(BaseAgent):
@@ -45,17 +52,33 @@ class Hand(BaseAgent):
         seconds = told.get("s", 0.0)
         if item.crashes and item.crashes >= told.get("crashes", 1):
             seconds = told.get("once_crashed_s", seconds)
-        match told["do"]:
+        try:
+            await self.do(told["do"], seconds, item, work)
+        except asyncio.CancelledError:
+            self.ledger.write("cancelled", why=work.lost, **facts)
+            raise
+        self.ledger.write("end", **facts)
+        return work.done({"agent": self.agent_id})
+
+    async def do(self, what: str, seconds: float, item: Item, work: Work) -> None:
+        match what:
             case "sleep":
                 await asyncio.sleep(seconds)
             case "block":
                 time.sleep(seconds)
+            case "ask":
+                await work.ask("content_analysis", item.id, model=MODEL)
             case "raise":
                 raise RuntimeError("told to fail")
+            case "memory":
+                raise MemoryError
+            case "recurse":
+                await self.do(what, seconds, item, work)
             case "exit":
                 os._exit(1)
-        self.ledger.write("end", **facts)
-        return work.done({"agent": self.agent_id})
+            case "hang":
+                while True:
+                    time.sleep(0.05)
 
 
 def record_endings(ledger: Ledger) -> None:
@@ -72,17 +95,38 @@ def record_endings(ledger: Ledger) -> None:
         ledger.write("accepted", kind=kind, version=version, **facts)
         return kind, version
 
-    ClaimDesk.end = recorded
+    ClaimDesk.end = recorded  # type: ignore[method-assign]
+
+
+def use_next_library() -> None:
+    """Work with the functions of the next version, as a process of the next release does."""
+    from next_library import PREFIX, next_library
+
+    library = next_library()
+    connections.PREFIX = PREFIX
+    connections.shipped = lambda: library
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--ledger", type=Path, required=True)
+    parser.add_argument("--slots", type=int, default=BATCH)
+    parser.add_argument("--agents", type=int, default=1)
+    parser.add_argument("--next-library", action="store_true")
     options = parser.parse_args()
-    Hand.ledger = Ledger(options.ledger)
-    record_endings(Hand.ledger)
-    Swarm([Hand], board=BOARD).run(processes=options.processes)
+    ledger = Hand.ledger = Ledger(options.ledger)
+    Hand.slots, Hand.claims = options.slots, Claims("jobs", "frail", batch=min(options.slots, 50))
+    record_endings(ledger)
+    crash_points.install(ledger)
+    if options.next_library:
+        use_next_library()
+
+    def answer(request: LLMRequest) -> str:
+        ledger.write("model", item=request.prompt, key=request.idempotency_key)
+        return "an answer"
+
+    Swarm([Hand] * options.agents, board=BOARD, llm=FunctionLLM(answer)).run(processes=options.processes)
 
 
 if __name__ == "__main__":

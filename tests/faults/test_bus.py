@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from arena import ROUNDS, SEED, Arena
 from lab import HERE, SLACK_S, until
 from talkers import QUEUE
-from test_faults import ROUNDS, SEED, Arena
 
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.errors import DeliveryLostError, UnavailableError

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arena import SEED, Arena
 from lab import HERE, PATIENCE_S, ROOT, until
 from spenders import AGENTS, BOARD, HOLD_S, LEAST_TOKENS, MODEL, MOST_TOKENS, NANO_PER_TOKEN, prices
-from test_faults import SEED, Arena
 
 sys.path.insert(0, str(ROOT / "tests" / "llm"))
 
