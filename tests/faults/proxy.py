@@ -17,6 +17,7 @@ from swarm_infrastructure.store import PREFIX
 
 READ_BYTES = 1 << 16
 BEFORE, MIDDLE = "before the reply", "in mid-reply"  # when a connection is cut
+NEVER = "never"  # the reply is lost and the connection stays, as if the server had said nothing
 Fate = str | None
 
 
@@ -71,7 +72,7 @@ class Proxy:
             what waits in a network does.
         closed: it takes no connection.
         fate: called with each function that is called through it: `BEFORE` or `MIDDLE` cuts the connection when the reply
-            comes, that is, when the call was executed.
+            comes, that is, when the call was executed; `NEVER` drops the reply.
         calls: how often each function was called; a plain command by its name in capitals.
     """
 
@@ -189,8 +190,11 @@ class Proxy:
         while data := await reading.read(READ_BYTES):
             await self._hold_up(1, len(data))
             if link.fate is not None:
+                fate, link.fate = link.fate, None
+                if fate == NEVER:
+                    continue
                 self.cuts += 1
-                if link.fate == MIDDLE:
+                if fate == MIDDLE:
                     link.client.write(data[: max(1, len(data) // 2)])
                     await link.client.drain()
                     link.client.close()
