@@ -134,7 +134,10 @@ async def _bus(store: Store, namespace: str) -> None:
 
 _MASKS = (
     (re.compile(rb"[0-9a-f]{32}"), b"<id>"),
-    (re.compile(rb"(?<=\|)[\w-]{8}(?=\|)|^[\w-]{8}(?= \d{10})"), b"<id>"),  # of the last request, in records and receipts
+    (
+        re.compile(rb"(?<=\|)[\w-]{8}(?=\|)|^[\w-]{8}(?= \d{10})"),
+        b"<id>",
+    ),  # of the last request, in records and receipts
     (re.compile(rb"\d{4}-\d\d-\d\dT[\d:.+Z-]+"), b"<time>"),
     (re.compile(rb"\d{10,}(-\d+)?"), b"<moment>"),
 )
