@@ -2,7 +2,7 @@
 
 ``{"do": "sleep", "s": 0.1}``     work for so long; ``"once_crashed_s"`` instead if its lease ended ``"crashes"`` times
 ``{"do": "block", "s": 0.1}``     the same, and the whole process stands still meanwhile
-``{"do": "ask"}``                 ask a model, which is this process's own and writes down each call
+``{"do": "ask", "s": 0.1}``       ask a model after so long; it is this process's own and writes down each call
 ``{"do": "raise"}``               a handler that fails; ``"memory"`` and ``"recurse"`` for errors of other kinds
 ``{"do": "exit"}``                a handler that takes its process with it
 ``{"do": "hang"}``                a handler that never gives its process free
@@ -67,6 +67,7 @@ class Hand(BaseAgent):
             case "block":
                 time.sleep(seconds)
             case "ask":
+                await asyncio.sleep(seconds)
                 await work.ask("content_analysis", item.id, model=MODEL)
             case "raise":
                 raise RuntimeError("told to fail")

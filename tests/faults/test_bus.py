@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from arena import ROUNDS, SEED, Arena
+from arena import ROUNDS, SEED, Arena, spread
 from lab import HERE, SLACK_S, until
 from talkers import QUEUE
 
@@ -136,8 +136,8 @@ async def test_tasks_of_killed_workers_are_offered_again_and_each_is_completed_o
     assert (await audit(arena.store, arena.namespace, QUEUE + ".queue")).clean
     assert recovered and max(recovered) <= QUEUE_LEASE_S + SLACK_S, f"{max(recovered)} (seed {SEED})"
     arena.report(
-        "work queue, kill -9", tasks=400 * ROUNDS, offered_again=killed, lost=0, lease_s=QUEUE_LEASE_S,
-        longest_s=round(max(recovered), 3),
+        "work queue, kill -9", fault="F1", n=400 * ROUNDS, run_twice=killed, lost=0, accepted_twice=0, lease_s=QUEUE_LEASE_S,
+        **spread(recovered),
     )  # fmt: skip
 
 
@@ -214,6 +214,6 @@ async def test_fifty_groups_lose_nothing_and_keep_the_order_of_keys_though_conne
     for store in stores:
         await store.close()
     arena.report(
-        "topics, connections cut every 0.5 s", groups=groups, messages=messages, deliveries=groups * messages, lost=0,
+        "topics, connections cut every 0.5 s", fault="F7", n=groups * messages, groups=groups, messages=messages, lost=0,
         doubled=0, out_of_order=0, connections_cut=killed,
     )  # fmt: skip
