@@ -7,10 +7,10 @@ PROCESSES ?= 1
 BUDGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit suites mutants faults bench litellm clean
+.PHONY: help demo test lint types layers unit suites mutants faults faults-table bench litellm clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,8 +52,12 @@ suites: .venv/.ready-test
 mutants: .venv/.ready-test  ## delete each guard in the Lua, one at a time: some test must notice
 	$(BIN)/python tests/mutants.py
 
-faults: .venv/.ready-test  ## killed workers, killed Redis, frozen workers: 20 rounds each
-	SWARM_FAULT_ROUNDS=20 SWARM_FAULT_RESULTS=1 $(BIN)/python -m pytest -q --redis-kind valkey tests/faults
+faults: .venv/.ready-test  ## the fault lab in its long form: killed, frozen, cut off, out of memory; half an hour
+	rm -f tests/faults/results/faults.jsonl
+	SWARM_FAULT_ROUNDS=20 SWARM_FAULT_RESULTS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --redis-kind valkey tests/faults
+
+faults-table: .venv/.ready-test  ## what the fault lab found, into docs/reliability.md
+	$(BIN)/python tests/faults/table.py
 
 bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
 	$(BIN)/python benchmarks/bench.py
