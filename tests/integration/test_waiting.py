@@ -494,3 +494,19 @@ async def test_waiting_agents_outlive_a_restart_of_redis(connect: Connect, reque
 
             hands = await in_time(asyncio.gather(*waiting), 10)
             assert sorted(each for hand in hands for each in ids(hand)) == ["a", "b", "c"]
+
+
+async def test_waiting_agents_outlive_a_redis_that_is_out_of_memory(board: Blackboard) -> None:
+    await given_item(board, "a")
+    used = int((await board.store.info())["used_memory"])
+    tape = Tape(board.store)
+    await board.store.command("CONFIG", "SET", "maxmemory", used // 2)
+    try:
+        waiting = wait(board)
+        await asyncio.wait({waiting}, timeout=0.05)
+        assert not waiting.done()  # the claim is refused, and the agent waits on
+    finally:
+        await board.store.command("CONFIG", "SET", "maxmemory", 0)
+
+    assert ids(await in_time(waiting)) == ["a"]
+    assert tape.count("claim") == 1  # one that was answered: the others were refused

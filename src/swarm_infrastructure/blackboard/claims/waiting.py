@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from ...errors import SwarmError, UnavailableError
+from ...errors import SectionFullError, SwarmError, UnavailableError
 from ...keys import BoardKeys
 from ...store import Store
 from .values import MOST_PER_CALL, Claimed, ClaimRequest
@@ -157,7 +157,7 @@ class WaitingRoom:
             part = asked[start : start + MOST_PER_CALL]
             try:
                 hands, due_s = await self._claim([each.request for each in part], queue.lanes, queue.lease_s)
-            except UnavailableError as error:
+            except (UnavailableError, SectionFullError) as error:  # Redis is away, or out of memory: both pass
                 log.warning("can't claim, waiting", why=str(error))
                 await asyncio.sleep(self._random.random())
                 return 0.0, 0
