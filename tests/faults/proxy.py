@@ -85,6 +85,8 @@ class Proxy:
         self.cuts = 0
         self._upstream = upstream
         self._links: set[_Link] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._speaking = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -141,7 +143,7 @@ class Proxy:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._speaking.set()
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
@@ -149,9 +151,20 @@ class Proxy:
     async def _end(self) -> None:
         self._server.close()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        clients = set(self._clients)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for client in clients:
+            client.transport.abort()
+        await asyncio.sleep(0.01)  # until what was aborted is closed
+
+    def _accept(self, reading: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        self._clients.add(client)
+        task = self._loop.create_task(self._serve(reading, client))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(lambda _task: self._clients.discard(client))
 
     async def _serve(self, reading: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         if self.closed:

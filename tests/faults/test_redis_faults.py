@@ -153,6 +153,7 @@ async def test_work_in_hand_is_completed_when_redis_is_out_of_memory(arena: Aren
         refused += 1
     await until(lambda: arena.done(ids), "all that was in hand, done")
     assert not arena.ledger.lines("refused"), f"a completion was refused (seed {SEED})"
+    await asyncio.sleep(LEASE_S)  # it has free hands now, and each claim is refused
     assert swarm.poll() is None
     await arena.store.command("CONFIG", "SET", "maxmemory", 0)
     await until(lambda: arena.done(accepted), "what was accepted before, once there is room")
