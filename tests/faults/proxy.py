@@ -150,14 +150,14 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        clients = set(self._clients)
-        for task in others:
+        await asyncio.sleep(0.02)  # until what was just accepted is in our hands
+        clients, serving = set(self._clients), set(self._serving)
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*serving, return_exceptions=True)
         for client in clients:
             client.transport.abort()
-        await asyncio.sleep(0.01)  # until what was aborted is closed
+        await asyncio.sleep(0.02)  # until what was aborted is closed
 
     def _accept(self, reading: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._clients.add(client)
