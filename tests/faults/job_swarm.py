@@ -3,6 +3,7 @@
 ``{"do": "sleep", "s": 0.1}``     work for so long; ``"once_crashed_s"`` instead if its lease ended ``"crashes"`` times
 ``{"do": "block", "s": 0.1}``     the same, and the whole process stands still meanwhile
 ``{"do": "ask", "s": 0.1}``       ask a model after so long; it is this process's own and writes down each call
+``{"do": "all"}``                 a durable step, a checkpoint and a question to the model, written down one by one
 ``{"do": "raise"}``               a handler that fails; ``"memory"`` and ``"recurse"`` for errors of other kinds
 ``{"do": "exit"}``                a handler that takes its process with it
 ``{"do": "hang"}``                a handler that never gives its process free
@@ -69,6 +70,8 @@ class Hand(BaseAgent):
             case "ask":
                 await asyncio.sleep(seconds)
                 await work.ask("content_analysis", item.id, model=MODEL)
+            case "all":
+                await self.do_all(item, work)
             case "raise":
                 raise RuntimeError("told to fail")
             case "memory":
@@ -80,6 +83,19 @@ class Hand(BaseAgent):
             case "hang":
                 while True:
                     time.sleep(0.05)
+
+    async def do_all(self, item: Item, work: Work) -> None:
+        found = await work.resume()
+        self.ledger.write(
+            "resumed", item=item.id, stage=found.stage if found else "", token=found.token if found else 0
+        )
+        await work.step("effect", self.effect, item.id)
+        await work.checkpoint("effect_done", {"item": item.id, "filling": "x" * 20_000})
+        await work.ask("content_analysis", item.id, model=MODEL)
+
+    async def effect(self, item_id: str, *, idempotency_key: str) -> dict[str, str]:
+        self.ledger.write("effect", item=item_id, key=idempotency_key)
+        return {"of": item_id}
 
 
 def record_endings(ledger: Ledger) -> None:
