@@ -40,12 +40,15 @@ def test_the_readmes_program_prints_what_the_readme_says(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("times", ["the first time", "again"])
-@pytest.mark.parametrize("name", ["basic_usage.py", "agent_implementation.py", "talking.py"])
+@pytest.mark.parametrize("name", ["basic_usage.py", "agent_implementation.py", "talking.py", "recovering.py"])
 def test_an_example_runs(name: str, times: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     data = tmp_path_factory.getbasetemp() / f"data of {name}"
     done = run(str(ROOT / "examples" / name), cwd=ROOT, data=data)
     assert done.returncode == 0, done.stderr
-    assert any(each in done.stdout for each in ("True", "consensus/consensus_reached", "debate: consensus yes 57%"))
+    assert any(
+        each in done.stdout
+        for each in ("True", "consensus/consensus_reached", "debate: consensus yes 57%", "replayed at no cost")
+    )
 
 
 def test_the_news_swarm_accounts_for_every_article_and_knows_them_all_the_second_time(tmp_path: Path) -> None:
