@@ -37,6 +37,7 @@ class Producer(BaseAgent):
     claims = Claims("videos")
 
     async def process(self, item: Item, work: Work) -> Outcome:
+        """Ask, render, remember; each of them once for an item."""
         script = await work.ask("script_final", f"Write about {item.payload['topic']}.")
         print(f"script {'from the record' if script.recorded else 'paid for'}: ${script.cost:.6f}", flush=True)
         video = await work.step("render", render, script.text)
@@ -86,25 +87,22 @@ async def speak(text: str) -> bytes:
 
 
 async def _done(swarm: SwarmInfrastructure, ids: Sequence[str]) -> None:
-    while [item for item in await swarm.blackboard.find_many(ids) if item is None or item.status != "done"]:
-        await asyncio.sleep(0.05)
+    async for _ in swarm.blackboard.follow("0-0", poll_s=0.05):  # each event may have been the last one
+        if all(item is not None and item.status == "done" for item in await swarm.blackboard.find_many(ids)):
+            return
 
 
-async def start_anew(swarm: SwarmInfrastructure) -> None:
+async def start_anew(swarm: Swarm) -> None:
     """Forget what an earlier run of this example left."""
-    for each in ("rivers", "rivers-again"):
-        await swarm.blackboard.delete("videos", each)
+    ONCE.unlink(missing_ok=True)
+    async with swarm.infrastructure() as found:
+        for each in ("rivers", "rivers-again"):
+            await found.blackboard.delete("videos", each)
 
 
 if __name__ == "__main__":
     model = FunctionLLM(lambda request: "Rivers begin as rain.")
     swarm = Swarm([Producer], board=BOARD, llm=model)
     if "SWARM_WORKER" not in os.environ:
-        ONCE.unlink(missing_ok=True)
-
-        async def clean() -> None:
-            async with swarm.infrastructure() as found:
-                await start_anew(found)
-
-        asyncio.run(clean())
+        asyncio.run(start_anew(swarm))
     swarm.run(processes=2, watch=watch)
