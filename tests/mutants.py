@@ -46,6 +46,12 @@ LIKELY = {
     "lane": "test_claims.py", "token": "test_claims.py", "end": "test_endings.py", "fail": "test_endings.py",
     "max": "test_endings.py", "renew": "test_leases.py", "reap": "test_leases.py", "change": "test_changes.py",
     **dict.fromkeys(("debate", "argue", "vote", "look", "forget"), "test_consensus.py"),
+    **dict.fromkeys(("breaker", "backend"), "test_circuit_breaker.py"), "reserve_backend": "test_asking_a_broken_model.py",
+    **dict.fromkeys(("step", "answer", "reserve_replay", "reserve_answered", "delete_records"), "test_steps.py"),
+    "checkpoint": "test_checkpoints.py", "held": "test_leases.py",
+    **dict.fromkeys(("breaker", "backend"), "test_circuit_breaker.py"), "reserve_backend": "test_asking_a_broken_model.py",
+    **dict.fromkeys(("step", "answer", "reserve_replay", "reserve_answered", "delete_records"), "test_steps.py"),
+    "checkpoint": "test_checkpoints.py", "held": "test_leases.py",
     "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
     "schema": "test_schema_registry.py", "tell": "test_message_bus.py",
 }  # fmt: skip
@@ -108,15 +114,31 @@ CRASH, VERSION = "record.crashes = plus(record.crashes, 1)", "record.version = p
 ATTEMPT = "record.attempts = plus(record.attempts, 1)"
 GATES = "found[2 * i] or found[2 * i + 1] or found[1]"
 ENDED_TOKEN = "record.token ~= claim.token or record.holder == ''"
-RENEWED_TOKEN = "record.token ~= token or record.holder == ''"
+HELD_TOKEN = "record.token ~= token or record.holder == ''"
 
 # No guards, but what they rest on: (file, what is there, what to put for it)
 DETAILS = {
     # halves of conditions
     "end_token_only": ("end_claims.lua", ENDED_TOKEN, "record.token ~= claim.token"),
     "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "record.holder == ''"),
-    "renew_token_only": ("renew.lua", RENEWED_TOKEN, "record.token ~= token"),
-    "renew_holder_only": ("renew.lua", RENEWED_TOKEN, "record.holder == ''"),
+    "held_token_only": ("60_claims.lua", HELD_TOKEN, "record.token ~= token"),
+    "held_holder_only": ("60_claims.lua", HELD_TOKEN, "record.holder == ''"),
+    # what is recorded for an item, and how a backend does
+    "answer_place": ("65_answers.lua", "stage ~= '' and (stage .. ' ' .. token) or '- -'", "'- -'"),
+    "answer_input": ("65_answers.lua", "if payload then redis.call('HSET', answers, input, payload) end", ""),
+    "answer_input_first": ("65_answers.lua", " and redis.call('HEXISTS', answers, input) == 0", ""),
+    "answer_ttl": ("65_answers.lua", "  redis.call('PEXPIRE', answers, ttl_ms)\n", ""),
+    "delete_records": ("delete_item.lua", "  redis.call('DEL', keys[11], keys[12])\n", ""),
+    "breaker_forgotten": ("76_breakers.lua", "    redis.call('HDEL', key, name)\n", ""),
+    "breaker_reopened": ("76_breakers.lua", "breaker.state == 'half_open' or breaker.failures", "breaker.failures"),
+    "breaker_reset": ("76_breakers.lua", "      breaker = breakers.read(nil)\n    end", "    end"),
+    "breaker_ticket_back": ("76_breakers.lua", "  if mine then table.remove(breaker.tickets, mine) end\n", ""),
+    "breaker_kept": ("76_breakers.lua", "  if breaker then keep_breaker(breakers_key, breaker_name, breaker) end\n", ""),
+    "checkpoint_order": ("keep_checkpoint.lua", "math.max(now_us, last_us + 1)", "now_us"),
+    "checkpoint_ttl": (
+        "keep_checkpoint.lua", "math.max(redis.call('PTTL', keys[5]), tonumber(argv[4]))", "tonumber(argv[4])",
+    ),
+    "checkpoint_own_stage": ("keep_checkpoint.lua", "not mine and n >= ", "n >= "),
     "change_release_status": ("change_item.lua", "(record.status ~= rules.quarantine() or ", "("),
     "change_release_ready": ("change_item.lua", " or rules.place(section, status) == '-')", ")"),
     "claim_forged_holder": ("claim.lua", "record.holder == '' and lane_of(record)", "lane_of(record)"),
@@ -225,8 +247,6 @@ DETAILS = {
     "money_corrected": ("settle.lua", "usd - reservation.usd, tokens", "usd, tokens"),
     "money_corrected_tokens": ("settle.lua", "tokens - reservation.tokens,", "tokens,"),
     "money_corrected_requests": ("settle.lua", "requests - reservation.requests", "requests"),
-    "money_first_answer": ("settle.lua", "'HSETNX'", "'HSET'"),
-    "money_answer_ends": ("settle.lua", "redis.call('PEXPIRE', answers, argv[at + 9])", "local _"),
     "money_forgotten": ("70_money.lua", "redis.call('HDEL', context.reservations, id)", "local _"),
     "money_unknown_kept": ("70_money.lua", "reservation.state = 'unknown'", "local _"),
     "money_alert_remembered": ("70_money.lua", "counters[i][7] = level", "local _"),

@@ -195,7 +195,7 @@ async def studio(redis_server: Any) -> AsyncIterator[SwarmInfrastructure]:
 
 async def running(worker: Worker) -> asyncio.Task[None]:
     task = asyncio.create_task(worker.run(signals=False))
-    await until(lambda: all(runner.in_hand >= 0 for runner in worker.runners))
+    await until(lambda: all(runner._task is not None for runner in worker.runners), SOON_S)  # each of them listens
     return task
 
 
