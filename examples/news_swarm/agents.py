@@ -227,7 +227,7 @@ class Analyst(BaseAgent):
             f"{item.id}:{work.claim.token}", item.title[:4000], ("tell", "drop"), voters=list(seats.values()),
             quorum=min(2, len(seats)), deadline_s=DEBATE_S, item_id=item.id, opened_by=self.agent_id,
         )  # fmt: skip
-        verdict = await debates.wait(debate.id)
+        verdict = await debates.wait(debate.id, self.agent_id)
         said = {argument.agent_id: argument.text for argument in await debates.arguments(debate.id)}
         stances = {agent_id: stance for stance, agent_id in seats.items()}
         votes: list[dict[str, Any]] = [

@@ -92,6 +92,7 @@ class BoardKeys:
         self.beats = prefix + "beats"  #: zset: agents by their last heartbeat (ms)
         self.bands = prefix + "bands"  #: hash: signature band → ids of texts that show it
         self.sketched = prefix + "sketched"  #: hash: id → its place among the texts laid down
+        self.waits = prefix + "waits"  #: hash: id → who waits for which lock or debate, since and until when (JSON)
         self.limits = prefix + "limits"  #: hash: limit name → its limits, what a breach does, alert thresholds
         self.spend = prefix + "spend"  #: hash: window|scope → settled and held dollars (nano), tokens, requests
         self.reservations = prefix + "reservations"  #: hash: id → what is held for a model call, or how that ended

@@ -195,8 +195,9 @@ class SwarmInfrastructure:
         if self._debates is None:
             board = self.blackboard
             self._debates = Debates(
-                board.store, board.keys, self._tell_of_debate, listen=self._hear_of_debate, random=self._random
-            )
+                board.store, board.keys, self._tell_of_debate, listen=self._hear_of_debate, random=self._random,
+                waits=board.waits,
+            )  # fmt: skip
         return self._debates
 
     async def _tell_of_debate(self, msg_type: str, facts: Mapping[str, Any]) -> None:

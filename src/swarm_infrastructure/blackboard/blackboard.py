@@ -1,8 +1,8 @@
 """The blackboard: items of one board, and every verb on them.
 
 `Blackboard` puts the parts together: `ClaimDesk` (claims and endings), `LeaseKeeper` (renewals), `EventLog` (history),
-`AgentRegistry` (who works here), `Locks`. The calls of the product document (``write``, ``read``, ``query_by_status``,
-…) are doors to the same functions that agents use.
+`AgentRegistry` (who works here), `Locks`, `Waits` (who waits for what). The calls of the product document (``write``,
+``read``, ``query_by_status``, …) are doors to the same functions that agents use.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ from .items import (
 )
 from .leases import LeaseKeeper
 from .lifecycle import Board, Place
-from .locks import Lock, Locks, lock_board
+from .locks import Lock, Locks, lock_board, lock_board_name
 from .queries import Queries, text_of
 from .registry import AgentRegistry
 from .similarity import FLAG, content_hash, similarity, sketch
 from .submissions import Intake
+from .waits import Waits
 
 __all__ = ["Blackboard", "Likeness"]
 
@@ -99,6 +100,7 @@ class Blackboard:
         self.agents = AgentRegistry(self, dead_after_s=dead_after_s)
         self._intake = Intake(store, self.keys, board)
         self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
+        self.waits = Waits(store, self.keys)
         self._locks: Locks | None = None
         self._destinations: dict[tuple[str, Place | str | None, str], str] = {}  # asked for → lane: few, asked often
         self._replace_board = replace_board
@@ -109,6 +111,7 @@ class Blackboard:
         await self._register()
         await self._closing.enter_async_context(self.leases)
         self._closing.push_async_callback(self.claims.close)
+        self._closing.push_async_callback(self.waits.close)
         return self
 
     async def __aexit__(
@@ -589,7 +592,7 @@ class Blackboard:
         Raises:
             LockNotAcquiredError: when entered, if somebody else held it all the time.
         """
-        return Lock(self._lock_table, resource, agent_id, timeout_s=timeout, lease_s=lease_s)
+        return Lock(self._lock_table, resource, agent_id, timeout_s=timeout, lease_s=lease_s, waits=self.waits)
 
     async def extend_lock(self, lock: Lock, additional_time: float = 60.0) -> bool:
         """Keep *lock* for at least so many seconds more without a renewal; False if it is not held any more."""
@@ -597,7 +600,7 @@ class Blackboard:
 
     async def _lock_table(self) -> Locks:
         if self._locks is None:
-            board = lock_board(f"{self.board.name}.locks")
+            board = lock_board(lock_board_name(self.board.name))
             desk = Blackboard(self.store, board, namespace=self.namespace, random=self._random)
             await self._closing.enter_async_context(desk)
             self._locks = Locks(desk)

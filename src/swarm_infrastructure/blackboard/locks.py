@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random as chance
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,13 +18,19 @@ from ..keys import check_id
 from .claims import LEAST_LEASE_S, Claim
 from .items import Submission, check_seconds
 from .lifecycle import Board, Section
+from .waits import Waits, let_go, take_in_hand
 
 if TYPE_CHECKING:
     from .blackboard import Blackboard
 
-__all__ = ["Lock", "Locks", "lock_board"]
+__all__ = ["Lock", "Locks", "lock_board", "lock_board_name"]
 
 LOCKS = "locks"
+
+
+def lock_board_name(board: str) -> str:
+    """Name of the board that the locks of a board stand on."""
+    return f"{board}.locks"
 
 
 def lock_board(name: str) -> Board:
@@ -80,29 +87,46 @@ class Lock:
     """One holder's lock; use it as ``async with``. Made by `Blackboard.acquire_lock`."""
 
     def __init__(
-        self, table: Callable[[], Awaitable[Locks]], resource: str, agent_id: str, *, timeout_s: float, lease_s: float
+        self,
+        table: Callable[[], Awaitable[Locks]],
+        resource: str,
+        agent_id: str,
+        *,
+        timeout_s: float,
+        lease_s: float,
+        waits: Waits | None = None,
     ) -> None:
         self.resource, self.agent_id = check_id("resource", resource), check_id("agent id", agent_id)
         check_seconds("timeout of a lock", timeout_s)
         check_seconds("lease_s of a lock", lease_s, least=LEAST_LEASE_S)
-        self._table, self._timeout_s, self._lease_s = table, timeout_s, lease_s
+        self._table, self._timeout_s, self._lease_s, self._waits = table, timeout_s, lease_s, waits
         self._locks: Locks | None = None
         self.claim: Claim | None = None  #: while it is held; its token fences outside systems too
 
     async def __aenter__(self) -> Self:
         self._locks = await self._table()
-        loop = asyncio.get_running_loop()
-        ends_at, pause_s = loop.time() + self._timeout_s, 0.01
+        ends_at = asyncio.get_running_loop().time() + self._timeout_s
+        got = await self._locks.take(self.resource, self.agent_id, lease_s=self._lease_s)
+        if not isinstance(got, Claim):
+            waiting = self._waits.recorded(self.agent_id, "lock", self.resource) if self._waits else nullcontext()
+            async with waiting:
+                got = await self._wait(self._locks, got, ends_at)
+        self.claim = got
+        take_in_hand(self.resource, got.token)
+        return self
+
+    async def _wait(self, locks: Locks, holder: str, ends_at: float) -> Claim:
+        loop, pause_s = asyncio.get_running_loop(), 0.01
         while True:
-            got = await self._locks.take(self.resource, self.agent_id, lease_s=self._lease_s)
-            if isinstance(got, Claim):
-                self.claim = got
-                return self
             left_s = ends_at - loop.time()
             if left_s <= 0:
-                raise LockNotAcquiredError(self.resource, self.agent_id, holder=got, waited_s=self._timeout_s)
+                raise LockNotAcquiredError(self.resource, self.agent_id, holder=holder, waited_s=self._timeout_s)
             await asyncio.sleep(min(left_s, pause_s * (0.5 + chance.random())))
             pause_s = min(pause_s * 2, 0.25)
+            got = await locks.take(self.resource, self.agent_id, lease_s=self._lease_s)
+            if isinstance(got, Claim):
+                return got
+            holder = got
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,6 +134,7 @@ class Lock:
         claim, self.claim = self.claim, None
         if claim is None or self._locks is None:
             return
+        let_go(self.resource, claim.token)
         try:
             await self._locks.give(claim)
         except ClaimLostError:

@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from ..blackboard.items import check_seconds
+from ..blackboard.waits import Waits
 from ..errors import (
     DebateNotFoundError,
     DebateRefusedError,
@@ -56,15 +57,17 @@ class Debates:
         listen: called with a debate's id, returns when something may have happened to it, or never. A hint as well.
         poll_s: seconds after which `wait` looks again by itself.
         random: source of jitter.
+        waits: where long waits for a verdict are written down.
     """
 
     def __init__(
         self, store: Store, keys: BoardKeys, announce: Announce | None = None, *, listen: Listen | None = None,
-        poll_s: float = POLL_S, random: chance.Random | None = None,
+        poll_s: float = POLL_S, random: chance.Random | None = None, waits: Waits | None = None,
     ) -> None:  # fmt: skip
         self._store, self._board = store, keys
         self._announce, self._listen = announce, listen
         self._poll_s, self._random = poll_s, random or chance.Random()
+        self._waits = waits
 
     # -- moderating -------------------------------------------------------------------------------------------------
 
@@ -333,12 +336,22 @@ class Debates:
         """
         return (await self._look(debate_id)).verdict
 
-    async def wait(self, debate_id: str) -> Verdict:
+    async def wait(self, debate_id: str, agent_id: str = "") -> Verdict:
         """The verdict, as soon as there is one: at the deadline at the latest.
+
+        Args:
+            debate_id: which.
+            agent_id: who waits, so that ``swarm why`` can tell.
 
         Raises:
             DebateNotFoundError: there is none of this id.
         """
+        if self._waits is None or not agent_id:
+            return await self._wait(debate_id)
+        async with self._waits.recorded(check_id("agent id", agent_id), "debate", check_id("debate id", debate_id)):
+            return await self._wait(debate_id)
+
+    async def _wait(self, debate_id: str) -> Verdict:
         while True:
             heard = asyncio.ensure_future(self._listen(debate_id)) if self._listen else None  # before it looks
             try:

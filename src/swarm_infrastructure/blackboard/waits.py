@@ -1,0 +1,157 @@
+"""Waits: what agents wait for that is no work: a lock that somebody else holds, a debate that is open.
+
+Most waits are over at once and leave no trace. One that lasts longer than `RECORDED_AFTER_S` is written down, with the
+locks that the waiting task holds meanwhile: from that `swarm why` sees who waits for whom, and whether they wait in a ring.
+An entry is renewed while the wait lasts and ends by itself when its process dies. It is a note for people and nothing relies
+on it: where it can't be written, the wait goes on all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from ..errors import SwarmError
+from ..keys import BoardKeys
+from ..store import Store
+
+__all__ = ["RECORDED_AFTER_S", "Wait", "WaitKind", "Waits", "locks_in_hand", "read_clock_ms"]
+
+log = structlog.get_logger(__name__)
+
+RECORDED_AFTER_S = 1.0  # shorter waits are how locks work
+KEPT_S = 15.0  # an entry that was not renewed for so long belongs to a process that is gone; renewed at a third
+
+WaitKind = str  # "lock" or "debate": what is waited for
+_in_hand: ContextVar[tuple[tuple[str, int], ...]] = ContextVar("locks_in_hand", default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One task of an agent that waits."""
+
+    id: str
+    agent_id: str
+    kind: WaitKind
+    name: str  #: of the lock or the debate
+    since_ms: int  #: milliseconds since the epoch, on Redis' clock
+    ends_ms: int  #: when the entry ends unless it is renewed
+    holding: tuple[tuple[str, int], ...] = ()  #: locks that the task holds meanwhile, with their tokens
+
+
+def locks_in_hand() -> tuple[tuple[str, int], ...]:
+    """Locks that the running task holds, with their tokens."""
+    return _in_hand.get()
+
+
+def take_in_hand(resource: str, token: int) -> None:
+    """Remember that the running task holds a lock."""
+    _in_hand.set((*_in_hand.get(), (resource, token)))
+
+
+def let_go(resource: str, token: int) -> None:
+    """The running task holds that lock no more."""
+    _in_hand.set(tuple(each for each in _in_hand.get() if each != (resource, token)))
+
+
+async def read_clock_ms(store: Store, keys: BoardKeys) -> int:
+    """Milliseconds since the epoch, on Redis' clock as the board's functions have it."""
+    clock, offset = await store.commands(("TIME",), ("HGET", keys.rules, "clock_offset_ms"))
+    return int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+
+
+class Waits:
+    """The waits of one board.
+
+    Args:
+        store: the Redis that holds the board.
+        keys: of the board.
+        after_s: how long a wait lasts before it is written down.
+    """
+
+    def __init__(self, store: Store, keys: BoardKeys, *, after_s: float = RECORDED_AFTER_S) -> None:
+        self._store, self._keys = store, keys
+        self.after_s = after_s
+        self._forgetting: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def recorded(self, agent_id: str, kind: WaitKind, name: str) -> AsyncIterator[None]:
+        """While its body waits for *name*, and takes long, that is known to others."""
+        entry = secrets.token_urlsafe(6)
+        written = asyncio.Event()
+        facts = {"agent": agent_id, "kind": kind, "name": name, "holding": [list(each) for each in locks_in_hand()]}
+        task = asyncio.create_task(self._record(entry, facts, written), name=f"{agent_id} waits for {name}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            if written.is_set():  # not awaited: who has waited long enough goes on, or is being cancelled
+                forget = asyncio.create_task(self._forget(task, entry))
+                self._forgetting.add(forget)
+                forget.add_done_callback(self._forgetting.discard)
+
+    async def _record(self, entry: str, facts: Mapping[str, Any], written: asyncio.Event) -> None:
+        await asyncio.sleep(self.after_s)
+        since_ms = 0
+        while True:
+            written.set()
+            try:
+                now_ms = await read_clock_ms(self._store, self._keys)
+                since_ms = since_ms or now_ms - round(self.after_s * 1000)
+                row = {**facts, "since_ms": since_ms, "ends_ms": now_ms + round(KEPT_S * 1000)}
+                await self._store.command("HSET", self._keys.waits, entry, orjson.dumps(row))
+            except SwarmError as error:
+                log.debug("a wait was not written down", name=facts["name"], why=str(error))
+            await asyncio.sleep(KEPT_S / 3)
+
+    async def _forget(self, recording: asyncio.Task[None], entry: str) -> None:
+        await asyncio.gather(recording, return_exceptions=True)  # its last write may be on its way
+        with contextlib.suppress(SwarmError):  # it ends by itself
+            await self._store.command("HDEL", self._keys.waits, entry)
+
+    async def list(self) -> list[Wait]:
+        """Every wait that is written down, the longest first; those of processes that are gone are left out."""
+        clock, offset, rows = await self._store.commands(
+            ("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"), ("HGETALL", self._keys.waits)
+        )
+        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+        return sorted(
+            (wait for wait in _read(rows) if wait.ends_ms > now_ms), key=lambda wait: (wait.since_ms, wait.id)
+        )
+
+    async def sweep(self) -> int:
+        """Drop the entries of processes that are gone. Returns how many there were."""
+        rows = await self._store.command("HGETALL", self._keys.waits)
+        if not rows:
+            return 0
+        now_ms = await read_clock_ms(self._store, self._keys)
+        kept = {wait.id for wait in _read(rows) if wait.ends_ms > now_ms}
+        gone = [name for name in rows if name.decode() not in kept]
+        if gone:
+            await self._store.command("HDEL", self._keys.waits, *gone)
+        return len(gone)
+
+    async def close(self) -> None:
+        """Wait until what has ended is forgotten."""
+        await asyncio.gather(*self._forgetting, return_exceptions=True)
+
+
+def _read(rows: Mapping[bytes, bytes]) -> Iterable[Wait]:
+    for name, text in rows.items():
+        try:
+            row = orjson.loads(text)
+            yield Wait(
+                id=name.decode(), agent_id=str(row["agent"]), kind=str(row["kind"]), name=str(row["name"]),
+                since_ms=int(row["since_ms"]), ends_ms=int(row["ends_ms"]),
+                holding=tuple((str(lock), int(token)) for lock, token in row["holding"]),
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            continue  # torn: it ends with the next sweep
