@@ -83,7 +83,7 @@ class Runner:
                 self._requests(1)  # find a wrong section, status or capability now
             if agent.budget is not None:
                 await self._swarm.cost_manager.ledger.declare(Budget(scope=f"role:{agent.role}", **agent.budget))
-            await self._swarm.register_agent(agent.agent_id, agent.role, agent.capabilities)
+            await self._swarm.register_agent(agent.agent_id, agent.role, **self.facts())
             if not agent.cycles_by_hand():
                 agent.bus.on(MessageType.TASK_ASSIGN, self._assigned)
             await agent.bus.start()
@@ -93,6 +93,17 @@ class Runner:
             serve.close()
             raise
         self._task = asyncio.create_task(serve, name=agent.agent_id)
+
+    def facts(self) -> dict[str, Any]:
+        """What the board is told of the agent: its capabilities, the lanes that it claims and how many items at once.
+
+        An agent that cycles by hand does not say what it claims.
+        """
+        agent = self.agent
+        facts: dict[str, Any] = {"capabilities": list(agent.capabilities)}
+        if agent.claims is not None and not agent.cycles_by_hand():
+            facts |= {"lanes": list(self._requests(1).lanes), "slots": agent.slots or agent.claims.batch}
+        return facts
 
     @property
     def in_hand(self) -> int:
