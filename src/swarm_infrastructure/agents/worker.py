@@ -23,6 +23,7 @@ from ..blackboard.sweeper import Sweeper
 from ..errors import SwarmError, UnavailableError
 from ..message_bus import Message, MessageType, Processor
 from ..swarm_infrastructure import SwarmInfrastructure, fallback_service
+from ..watchdog import Watchdog
 from .base import BaseAgent
 from .runner import Runner
 
@@ -86,6 +87,7 @@ class Worker:
                 swarm.topics.trim,
                 swarm.task_queues.sweep,
                 swarm.failure_recovery.checkpoints.sweep,
+                Watchdog(swarm.blackboard).run_once,
             ),
         )
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
@@ -214,9 +216,8 @@ class Worker:
                 agent = runner.agent
                 facts = None
                 if told.get(agent.agent_id) != runner.status:
-                    facts = {
-                        "capabilities": list(agent.capabilities), "status": runner.status,
-                        "host": socket.gethostname(), "pid": os.getpid(),
+                    facts = runner.facts() | {
+                        "status": runner.status, "host": socket.gethostname(), "pid": os.getpid(),
                     }  # fmt: skip
                 rows.append((agent.agent_id, agent.role, facts))
             try:

@@ -36,6 +36,7 @@ from . import (
     run,
     status,
     topics,
+    why,
 )
 from .render import help_if_alone, say
 
@@ -71,6 +72,7 @@ app.add_typer(checkpoints.app, name="checkpoint", hidden=True)
 app.command("failures", short_help="What went wrong lately, and the health of it all.")(failures.failures)
 app.add_typer(escalations.app, name="escalations", short_help="What waits for a person.")
 app.add_typer(escalations.app, name="escalation", hidden=True)
+app.command("why", short_help="Why an item does not move, or what stands still.")(why.why)
 app.command("audit", short_help="Check what must always hold.")(audit.audit)
 app.command("doctor", short_help="Find what is wrong, and what to do about it.")(doctor.doctor)
 app.command("models", short_help="The models of each tier, and what they cost.")(models.models)
