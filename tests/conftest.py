@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from swarm_infrastructure.blackboard import NEWS, Blackboard, Board, job_board
-from swarm_infrastructure.blackboard.audit import audit
+from swarm_infrastructure.cost_manager.budgets import zone
 from swarm_infrastructure.store import Store, connections
 from swarm_infrastructure.testing import ManualClock, RedisServer
+from swarm_infrastructure.watchdog.audit import audit_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]  # for examples/ and benchmarks/, and for given.py
@@ -77,7 +78,7 @@ async def open_board(store: Store, request: pytest.FixtureRequest) -> AsyncItera
     if request.node.get_closest_marker("unaudited"):
         return
     for namespace, name in {(each.namespace, each.board.name) for each in opened if each.store is store}:
-        report = await audit(store, namespace, name)
+        report = await audit_whole(store, namespace, name, zone=zone("UTC"))
         assert report.clean, "\n".join(map(str, report.breaches))
 
 

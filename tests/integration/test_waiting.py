@@ -120,6 +120,7 @@ async def test_an_agent_that_went_to_sleep_before_a_delay_was_set_wakes_when_it_
     assert ids(await in_time(waiting, SOON_S)) == ["a"]
 
 
+@pytest.mark.unaudited  # it hangs a bell where nothing is claimed from
 async def test_a_lost_bell_costs_a_look_and_no_item(open_board: OpenBoard) -> None:
     board = await open_board(job_board("jobs", lease_s=0.4))  # who idles looks twice per lease
     tape = Tape(board.store)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .render import WHOLE, BoardOption, Column, Output, OutputOption, cut, show, show_json, table
 from .session import finish, open_session
@@ -10,11 +13,16 @@ from .session import finish, open_session
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ..blackboard.audit import AuditReport
-    from .session import Session
+    from ..watchdog.audit import WholeAudit
 
 __all__ = ["audit"]
 
+VERDICTS = [
+    Column("rule", lambda row: row["invariant"]),
+    Column("state", lambda row: _state(row)),
+    Column("what must hold", lambda row: row["what"], fold=True),
+    Column("note", lambda row: row["note"], fold=True),
+]
 BREACHES = [
     Column("board", lambda row: row["board"]),
     Column("rule", lambda row: row["invariant"]),
@@ -29,12 +37,25 @@ def _whole(text: str) -> Text:
     return Text(cut(text, WHOLE))
 
 
-def audit(board: BoardOption = None, output: OutputOption = Output.TABLE) -> int:
+def _state(row: Mapping[str, Any]) -> Text:
+    from rich.text import Text
+
+    style = {"holds": "green", "broken": "red"}.get(row["state"], "yellow")
+    return Text(f"broken {row['breaches']}×" if row["breaches"] else row["state"], style)
+
+
+def audit(
+    board: BoardOption = None,
+    at_rest: Annotated[
+        bool, typer.Option("--at-rest", help="Nobody is meant to be at work: nothing may be held or awaited.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> int:
     """Check every invariant of one board, or of all; exit code 1 if one is broken.
 
     Reads Redis and changes nothing; a swarm may be at work meanwhile.
     """
-    reports = finish(_read(board))
+    reports = finish(_read(board, at_rest))
     match output:
         case Output.TABLE:
             _show(reports)
@@ -46,42 +67,35 @@ def audit(board: BoardOption = None, output: OutputOption = Output.TABLE) -> int
     return 0 if all(report.clean for report in reports) else 1
 
 
-async def _read(board: str | None) -> list[AuditReport]:
+async def _read(board: str | None, at_rest: bool) -> list[WholeAudit]:
+    from ..cost_manager.budgets import zone
+    from ..watchdog.audit import audit_whole
+
     async with open_session() as session:
         names = await session.boards(board)
         if not names:
             raise session.no_boards()
-        return [await _audit_all(session, name) for name in names]
+        settings = session.settings
+        return [
+            await audit_whole(
+                session.store,
+                settings.namespace,
+                name,
+                zone=zone(settings.budget_tz),
+                at_rest=at_rest,
+                dead_after_s=settings.dead_after_s,
+            )
+            for name in names
+        ]
 
 
-async def _audit_all(session: Session, name: str) -> AuditReport:
-    """The audit of the board, of its money and of its debates."""
-    from ..blackboard.audit import audit as audit_board
-    from ..consensus import audit_debates
-    from ..cost_manager import Ledger, audit_money
-    from ..cost_manager.budgets import zone
-    from ..keys import BoardKeys
-
-    namespace = session.settings.namespace
-    report = await audit_board(session.store, namespace, name)
-    keys = BoardKeys(namespace, name)
-    report.breaches += await audit_money(Ledger(session.store, keys, zone(session.settings.budget_tz)))
-    report.breaches += await audit_debates(session.store, keys)
-    return report
-
-
-def _show(reports: list[AuditReport]) -> None:
+def _show(reports: list[WholeAudit]) -> None:
     from rich.text import Text
 
     for report in reports:
-        found = f"breaches: {len(report.breaches)}" if report.breaches else "every invariant holds"
-        show(
-            Text(
-                f"{report.board}: {report.items} items, {report.events} events: {found}", "" if report.clean else "red"
-            )
-        )
-        for skipped in report.skipped:
-            show(Text(f"{report.board}: not compared: {skipped}", "yellow"))
+        broken = f"breaches: {len(report.breaches)}" if report.breaches else "every invariant holds"
+        said = f"{report.board}: {report.items} items, {report.events} events: {broken}"
+        show(Text(said, "" if report.clean else "red"), table([each.as_dict() for each in report.verdicts()], VERDICTS))
     rows = [
         {"board": each["board"], **breach} for each in (r.as_dict() for r in reports) for breach in each["breaches"]
     ]

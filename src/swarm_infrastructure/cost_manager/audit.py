@@ -1,6 +1,7 @@
 """The audit of the money: counters = ledger + open reservations, and no counter over a limit that was there first.
 
 ====  ==================================================================================================
+I9    a call is booked once: settled or at the estimate, and an estimate is corrected once at most
 I10   settled and held are what the ledger and the reservations say, in every scope and window; neither is negative
 I11   a hold belongs to a reservation that is open or sent, and each of those has an end
 ====  ==================================================================================================
@@ -18,10 +19,11 @@ __all__ = ["audit_money"]
 READINGS = (
     4  # out of memory, Redis reads one after the other, and calls settle meanwhile: what looks wrong is read again
 )
+REPEATED_MS = 3_600_000  # how long a repeat is recognised: `KEEP_S` of the ledger
 
 
 async def audit_money(ledger: Ledger) -> list[Breach]:
-    """Every breach of I10 and I11; the swarm may be at work meanwhile."""
+    """Every breach of I9, I10 and I11; the swarm may be at work meanwhile."""
     suspects: set[tuple[str, str]] | None = None
     found: list[Breach] = []
     for _ in range(READINGS):
@@ -37,13 +39,19 @@ async def _read(ledger: Ledger) -> list[Breach]:
     counters, reservations, ending, newest = await ledger.standing()
     settled: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     held: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    booked: dict[tuple[str, bool], int] = {}  # (reservation, whether this corrects it) → when
+    breaches = []
     async for entry in ledger.entries(count=None if newest else 0):
+        once = (entry.reservation, entry.kind == "corrected")
+        if entry.at_ms - booked.get(once, -REPEATED_MS) < REPEATED_MS:
+            what = f"{entry.kind} again in entry {entry.id} of the ledger"
+            breaches.append(Breach(invariant="I9", item=entry.reservation, what=what))
+        booked[once] = entry.at_ms
         for field in entry.fields:
             for unit, amount in enumerate((entry.usd, entry.tokens, entry.requests)):
                 settled[field][unit] += amount
         if entry.id == newest:  # what came later is not in the counters
             break
-    breaches = []
     for id, (state, usd, tokens, requests, fields) in reservations.items():
         if state in ("open", "sent"):
             if id not in ending:

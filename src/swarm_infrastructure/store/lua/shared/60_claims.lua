@@ -33,7 +33,7 @@ local function worn_out(limits, record)
   return nil
 end
 
-local function end_lease(changes, context, lane, id, record)
+local function end_lease(changes, context, lane, id, record, ended_ms)
   local agent, token, from = record.holder, record.token, lane_of(record)
   record.crashes = plus(record.crashes, 1)
   record.version = plus(record.version, 1)
@@ -46,7 +46,7 @@ local function end_lease(changes, context, lane, id, record)
   put_in(changes, line, score_of(record), id, bell)
   count(changes, context.held, agent, -1)
   change(changes, id, record, kind, from, lane_of(record), agent, token, why and 'lease ended (' .. why .. ')' or 'lease ended', '')
-  context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token }
+  context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms }
 end
 
 -- reap: take back what ran out, at most `limit` items: leases (a crash each) and delays (nothing but their time).
@@ -55,7 +55,8 @@ local function reap(context, lanes, limit)
   local changes = collect_changes(context.items, context.events, context.counts)
   context.lapsed = {}
   for _, lane in ipairs(lanes) do
-    local due = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'LIMIT', 0, limit)
+    local scored, due, ends_ms = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'WITHSCORES', 'LIMIT', 0, limit), {}, {}
+    for i = 1, #scored, 2 do due[#due + 1], ends_ms[#ends_ms + 1] = scored[i], tonumber(scored[i + 1]) end
     if #due > 0 then
       local packed = redis.call('HMGET', context.items, unpack(due))
       for i, id in ipairs(due) do
@@ -63,7 +64,7 @@ local function reap(context, lanes, limit)
         if not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name then -- guard: reap_forged
           take_out(changes, lane.timed, id) -- torn or forged: `swarm audit` names it
         elseif record.holder ~= '' then
-          end_lease(changes, context, lane, id, record)
+          end_lease(changes, context, lane, id, record, ends_ms[i])
         else
           take_out(changes, lane.timed, id)
           put_in(changes, lane.line, score_of(record), id, lane.bell)
@@ -76,8 +77,8 @@ local function reap(context, lanes, limit)
   write_changes(changes)
   for _, row in ipairs(context.lapsed) do
     remember_error(context.errors, row.id, string.format(
-      '{"at_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
-      context.now_ms, row.agent, row.token))
+      '{"at_ms":%.0f,"late_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
+      context.now_ms, row.late_ms, row.agent, row.token))
   end
   return #context.lapsed
 end
