@@ -60,6 +60,7 @@ FILES = (
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
     "test_store.py", "test_money.py", "test_consensus.py", "test_topics.py", "test_processor.py", "test_timers.py",
     "test_schema_registry.py", "test_message_bus.py",
+    "test_audit_whole.py",
 )  # fmt: skip
 
 
@@ -171,6 +172,7 @@ DETAILS = {
     "end_held_counted": ("end_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
     "end_tallied": ("end_claims.lua", "count(changes, context.tallies, agent .. '|' .. kind, 1)", "local _"),
     "claim_most_in_call": ("claim.lua", "promised[agent.id] = (promised[agent.id] or 0) + agent.n", "local _"),
+    "reap_lateness_told": ("60_claims.lua", "late_ms = context.now_ms - ended_ms", "late_ms = 0"),
     "reap_limit": ("60_claims.lua", "limit = limit - #due", "local _"),
     "reap_error_kept": ("60_claims.lua", "for _, row in ipairs(context.lapsed) do", "for _, row in ipairs({}) do"),
     "fail_error_kept": ("end_claims.lua", "if group.error ~= '' then", "if false then"),

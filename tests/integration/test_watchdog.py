@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Budget, Ledger, Spender
 from swarm_infrastructure.cost_manager.budgets import zone
 from swarm_infrastructure.errors import BudgetExceededError, InvalidInputError, LockNotAcquiredError
+from swarm_infrastructure.failure_recovery.circuit_breaker import Breakers
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import ManualClock
 from swarm_infrastructure.watchdog import (
@@ -29,13 +29,6 @@ from swarm_infrastructure.watchdog import (
 WAITING = "jobs/waiting/"
 
 
-@dataclass(frozen=True)
-class AnOpenBreaker:
-    name: str
-    state: str
-    wait_s: float
-
-
 async def given_agent(
     board: Blackboard, agent_id: str = "ann", *lanes: str, role: str = "worker", **facts: Any
 ) -> None:
@@ -44,8 +37,8 @@ async def given_agent(
     )
 
 
-async def the_reason(board: Blackboard, kind: ReasonKind, item: str = "a", **options: Any) -> Reason:
-    told = await explain(board, item, **options)
+async def the_reason(board: Blackboard, kind: ReasonKind, item: str = "a") -> Reason:
+    told = await explain(board, item)
     found = [reason for reason in told.reasons if reason.kind is kind]
     assert found, told
     return found[0]
@@ -225,15 +218,19 @@ async def test_a_shut_budget_says_who_needs_how_much_and_how_to_raise_it(board: 
 async def test_open_breakers_and_services_that_asked_for_rest_are_told(board: Blackboard, store: Store) -> None:
     await given_claim(board, agent="ann")
     await store.call("slow_down", [board.keys.rules, board.keys.rates], ["model:gpt", 12_000])
-    shut = [AnOpenBreaker("openai", "open", 4.0), AnOpenBreaker("anthropic", "closed", 0.0)]
+    breakers = Breakers(store, board.keys)
+    await breakers.open("model:claude", 400)
+    await breakers.open("model:old", 400)
+    await breakers.close("model:old")
 
-    told = await explain(board, "a", breakers=shut)
+    told = await explain(board, "a")
 
     assert [each.kind for each in told.reasons][1:] == [ReasonKind.BREAKER_OPEN, ReasonKind.RATE_LIMIT]
-    assert "openai is open: it is not called for another 4.0 s" in told.reasons[1].found
+    assert "model:claude is open: it is not called for another 7 min" in told.reasons[1].found
+    assert told.reasons[1].step.endswith("swarm breakers close model:claude")
     assert told.reasons[2].found.startswith("gpt has asked not to be called for another 12 s")
-    [standing] = await find_standstills(board, breakers=shut)
-    assert (standing.kind, standing.where) == (StandstillKind.BREAKER_OPEN, "openai")
+    [standing] = await find_standstills(board)
+    assert (standing.kind, standing.where) == (StandstillKind.BREAKER_OPEN, "model:claude")
 
 
 async def test_votes_that_are_missing_are_named_with_the_deadline(board: Blackboard, store: Store) -> None:

@@ -62,12 +62,14 @@ async def _leases(store: Store, keys: BoardKeys, found: Findings, dead_after_s: 
     if not overdue:
         return
     if not await _alive(store, keys, dead_after_s):
-        found.skipped["I4"] = f"{len(overdue)} leases or delays are over, and no agent lives who could look"
+        found.skipped["I4"] = (
+            f"leases or delays are over ({len(overdue)}), and no worker lives who could take them back"
+        )
         return
     await asyncio.sleep(settle_s)
     still = await _overdue(store, keys)
     if not await _alive(store, keys, dead_after_s):
-        found.skipped["I4"] = f"{len(overdue)} leases or delays are over, and no agent lives any more"
+        found.skipped["I4"] = f"leases or delays are over ({len(overdue)}), and no worker lives any more"
         return
     for name in sorted(overdue.keys() & still.keys()):
         if overdue[name][0] == still[name][0]:

@@ -22,6 +22,7 @@ import structlog
 from ..errors import SwarmError
 from ..keys import BoardKeys
 from ..store import Store
+from .claims import current_claim
 
 __all__ = ["RECORDED_AFTER_S", "Wait", "WaitKind", "Waits", "locks_in_hand", "read_clock_ms"]
 
@@ -44,6 +45,7 @@ class Wait:
     name: str  #: of the lock or the debate
     since_ms: int  #: milliseconds since the epoch, on Redis' clock
     ends_ms: int  #: when the entry ends unless it is renewed
+    item_id: str = ""  #: that the task works on, if any
     holding: tuple[tuple[str, int], ...] = ()  #: locks that the task holds meanwhile, with their tokens
 
 
@@ -87,7 +89,11 @@ class Waits:
         """While its body waits for *name*, and takes long, that is known to others."""
         entry = secrets.token_urlsafe(6)
         written = asyncio.Event()
-        facts = {"agent": agent_id, "kind": kind, "name": name, "holding": [list(each) for each in locks_in_hand()]}
+        claim = current_claim()
+        facts = {
+            "agent": agent_id, "kind": kind, "name": name, "item": claim.item_id if claim else "",
+            "holding": [list(each) for each in locks_in_hand()],
+        }  # fmt: skip
         task = asyncio.create_task(self._record(entry, facts, written), name=f"{agent_id} waits for {name}")
         try:
             yield
@@ -150,7 +156,7 @@ def _read(rows: Mapping[bytes, bytes]) -> Iterable[Wait]:
             row = orjson.loads(text)
             yield Wait(
                 id=name.decode(), agent_id=str(row["agent"]), kind=str(row["kind"]), name=str(row["name"]),
-                since_ms=int(row["since_ms"]), ends_ms=int(row["ends_ms"]),
+                since_ms=int(row["since_ms"]), ends_ms=int(row["ends_ms"]), item_id=str(row["item"]),
                 holding=tuple((str(lock), int(token)) for lock, token in row["holding"]),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError):

@@ -20,8 +20,7 @@ __all__ = ["audit"]
 VERDICTS = [
     Column("rule", lambda row: row["invariant"]),
     Column("state", lambda row: _state(row)),
-    Column("what must hold", lambda row: row["what"], fold=True),
-    Column("note", lambda row: row["note"], fold=True),
+    Column("what must hold", lambda row: _whole(row["what"] + (f" ({row['note']})" if row["note"] else "")), fold=True),
 ]
 BREACHES = [
     Column("board", lambda row: row["board"]),

@@ -20,7 +20,7 @@ from ..blackboard.claims import current_claim
 from ..errors import ClaimLostError, InvalidInputError, ItemHeldError, LibraryMismatchError
 from ..keys import check_id
 
-__all__ = ["MAX_CHECKPOINT_BYTES", "Checkpoint", "Checkpoints"]
+__all__ = ["MAX_CHECKPOINT_BYTES", "Checkpoint", "Checkpoints", "read_checkpoint"]
 
 MAX_CHECKPOINT_BYTES = 8 * 1024 * 1024
 MAX_STAGES = 200
@@ -124,7 +124,7 @@ class Checkpoints:
         check_id("task id", task_id)
         rows = await self._store.call("read_checkpoints", [self._keys.rules, self._keys.checkpoints_of(task_id)])
         found = sorted(
-            (_read(task_id, stage.decode(), text) for stage, text in zip(rows[::2], rows[1::2], strict=True)),
+            (read_checkpoint(task_id, stage.decode(), text) for stage, text in zip(rows[::2], rows[1::2], strict=True)),
             key=lambda each: each[0],
         )
         done, listed = list[str](), list[Checkpoint]()
@@ -181,7 +181,8 @@ def _dump(task_id: str, data: Mapping[str, Any], agent_states: Mapping[str, Any]
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def _read(task_id: str, stage: str, text: bytes) -> tuple[int, dict[str, Any]]:
+def read_checkpoint(task_id: str, stage: str, text: bytes) -> tuple[int, dict[str, Any]]:
+    """When a checkpoint was written (µs), and its fields, from what Redis keeps; `InvalidInputError` if it is torn."""
     try:
         head, checksum, body = text.split(b"\n", 2)
         at_us, ends_ms, token = (int(word) for word in head.split(b" "))

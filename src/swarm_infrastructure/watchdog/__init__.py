@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from .explain import explain
 from .standstills import find_standstills
-from .values import Breaker, Explanation, Reason, ReasonKind, Standstill, StandstillKind
+from .values import Explanation, Reason, ReasonKind, Standstill, StandstillKind
 from .watchdog import Watchdog
 
 __all__ = [
-    "Breaker",
     "Explanation",
     "Reason",
     "ReasonKind",

@@ -1,8 +1,8 @@
 """The whole audit of a board: each invariant I1 to I20 as far as Redis alone can tell, with the verdict on each.
 
 The parts stand where their subject is: `blackboard.audit` (items and the fold of the log), `blackboard.audit_log`,
-`blackboard.audit_traces`, `cost_manager.audit`, `consensus.audit`. Here they are joined, and I20 is added, which holds at
-rest only.
+`blackboard.audit_traces`, `cost_manager.audit`, `consensus.audit`, `failure_recovery.audit`. Here they are joined, and I20 is
+added, which holds at rest only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..blackboard.locks import lock_board_name
 from ..blackboard.waits import Waits
 from ..consensus import audit_debates
 from ..cost_manager import Ledger, audit_money
+from ..failure_recovery.audit import audit_checkpoints
 from ..keys import BoardKeys, BusKeys
 from ..store import Store
 
@@ -153,10 +154,10 @@ async def audit_whole(
     Raises:
         ConfigurationError: there is no board of this name, or its definition can't be read.
     """
-    keys, ledger = BoardKeys(namespace, name), None
+    keys = BoardKeys(namespace, name)
     board = await read_board(store, namespace, name)
     report = await audit(store, namespace, name)
-    found = Findings(breaches=report.breaches, skipped=dict(NOWHERE) | {"I14": "this version keeps no checkpoints"})
+    found = Findings(breaches=report.breaches, skipped=dict(NOWHERE))
     if report.skipped:
         found.notes["I1"] = f"not compared: {', '.join(report.skipped)}"
     found.add(await audit_log(store, keys, board))
@@ -164,6 +165,7 @@ async def audit_whole(
     ledger = Ledger(store, keys, zone)
     found.breaches += await audit_money(ledger)
     found.breaches += await audit_debates(store, keys)
+    found.add(await audit_checkpoints(store, keys))
     if at_rest:
         found.add(await audit_at_rest(store, namespace, name, ledger))
     else:
@@ -180,7 +182,7 @@ async def audit_at_rest(store: Store, namespace: str, name: str, ledger: Ledger)
     for desk, what in ((keys, "claims"), (BoardKeys(namespace, lock_board_name(name)), "locks")):
         for agent, n in (await store.command("HGETALL", desk.held)).items():
             if int(n):
-                found.breach("I20", "", f"{agent.decode()!r} holds {int(n)} {what}")
+                found.breach("I20", "", f"{agent.decode()!r} holds {int(n)} {what if int(n) != 1 else what[:-1]}")
     counters, reservations, *_ = await ledger.standing()
     for id, (state, *_) in reservations.items():
         if state in ("open", "sent"):

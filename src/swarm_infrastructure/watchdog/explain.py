@@ -14,7 +14,7 @@ from ..consensus.values import Debate
 from ..errors import InvalidInputError
 from ..keys import check_id
 from .scene import Scene, duration, grouped, names_of, newest_events, read_scene
-from .values import Breaker, Explanation, Reason, ReasonKind
+from .values import Explanation, Reason, ReasonKind
 
 __all__ = ["explain"]
 
@@ -24,13 +24,12 @@ LAST_ERRORS = 3
 JUST_NOW_S = 2.0  # a lease that ended so lately is about to be taken back
 
 
-async def explain(blackboard: Blackboard, item_id: str, *, breakers: Iterable[Breaker] = ()) -> Explanation:
+async def explain(blackboard: Blackboard, item_id: str) -> Explanation:
     """Why an item does not move.
 
     Args:
         blackboard: its board.
         item_id: the item; there need be none of this id.
-        breakers: of the services that agents call.
 
     Returns:
         The reasons, the weightiest first; at least one.
@@ -40,7 +39,7 @@ async def explain(blackboard: Blackboard, item_id: str, *, breakers: Iterable[Br
         StoreUnavailableError: Redis does not answer.
     """
     item = await blackboard.find(check_id("item id", item_id))
-    scene = await read_scene(blackboard, breakers)
+    scene = await read_scene(blackboard)
     if item is None:
         reasons = [reason async for reason in _missing(blackboard, item_id, scene.now_ms)]
         return Explanation(board=scene.board, item_id=item_id, place="", since_ms=0, age_s=0.0, reasons=tuple(reasons))
@@ -142,7 +141,8 @@ class _Inquiry:
 
     def _lock_waits(self) -> Iterator[Reason]:
         for wait in self._scene.waits:
-            if wait.agent_id == self._item.holder and wait.kind == "lock":
+            here = wait.agent_id == self._item.holder and wait.item_id in ("", self._item.id)
+            if here and wait.kind == "lock":
                 holder, _ = self._scene.locks.get(wait.name, ("", 0))
                 since = duration((self._scene.now_ms - wait.since_ms) / 1000)
                 by = f", which {holder} holds" if holder else ""
@@ -300,6 +300,7 @@ class _Inquiry:
             yield Reason(
                 kind=ReasonKind.BREAKER_OPEN,
                 found=f"the breaker of {breaker.name} is open: it is not called for another {duration(breaker.wait_s)}",
+                step=f"if it works again: swarm breakers close {breaker.name}",
                 facts={"breaker": breaker.name, "wait_s": breaker.wait_s},
             )
         for name, wait_s in self._scene.rates.items():

@@ -15,8 +15,8 @@ from ..blackboard.registry import AgentState, AgentStatus
 from ..blackboard.waits import Wait, read_clock_ms
 from ..cost_manager.records import Paused
 from ..errors import InvalidInputError
+from ..failure_recovery.circuit_breaker import Breakers, BreakerState
 from ..keys import BoardKeys
-from .values import Breaker
 
 __all__ = ["Hindrance", "Scene", "duration", "grouped", "names_of", "newest_events", "read_scene"]
 
@@ -45,7 +45,7 @@ class Scene:
     gates: Mapping[str, str]  #: ``*``, ``role:ROLE`` or ``agent:ID`` → why it is shut, as it stands in Redis
     orders: Mapping[str, str]
     waits: Sequence[Wait]
-    breakers: Sequence[Breaker]  #: those that are open
+    breakers: Sequence[BreakerState]  #: those that let no call pass
     rates: Mapping[str, float]  #: what must not be called now → for how many seconds
     locks: Mapping[str, tuple[str, int]]  #: lock that somebody waits for → who holds it, with which token
 
@@ -102,7 +102,7 @@ class Scene:
         return f"role:{agent.role}" if f"role:{agent.role}" in self.gates else "--all"
 
 
-async def read_scene(blackboard: Blackboard, breakers: Iterable[Breaker] = ()) -> Scene:
+async def read_scene(blackboard: Blackboard) -> Scene:
     """What there is to know of a board now."""
     store, keys = blackboard.store, blackboard.keys
     agents, waits = await blackboard.agents.list(), await blackboard.waits.list()
@@ -119,7 +119,7 @@ async def read_scene(blackboard: Blackboard, breakers: Iterable[Breaker] = ()) -
         gates={name.decode(): why.decode() for name, why in gates.items()},
         orders={name.decode(): what.decode() for name, what in orders.items()},
         waits=waits,
-        breakers=[breaker for breaker in breakers if breaker.state == "open"],
+        breakers=[breaker for breaker in await Breakers(store, keys).states() if not breaker.passes],
         rates=_to_wait(rates, now_ms),
         locks=await _holders(blackboard, [wait.name for wait in waits if wait.kind == "lock"]),
     )

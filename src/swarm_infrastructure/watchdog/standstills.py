@@ -14,7 +14,7 @@ from ..errors import InvalidInputError
 from .cycles import find_cycles, missing_voters
 from .explain import section_full
 from .scene import Scene, duration, grouped, names_of, newest_events, read_scene
-from .values import Breaker, Standstill, StandstillKind
+from .values import Standstill, StandstillKind
 
 __all__ = ["PATIENCE_S", "find_standstills"]
 
@@ -34,17 +34,14 @@ class _Lane:
     ready_ms: list[int] = field(default_factory=list)  #: since when those had been ready, as far as the log was read
 
 
-async def find_standstills(
-    blackboard: Blackboard, *, breakers: Iterable[Breaker] = (), patience_s: float = PATIENCE_S
-) -> list[Standstill]:
+async def find_standstills(blackboard: Blackboard, *, patience_s: float = PATIENCE_S) -> list[Standstill]:
     """What stands still on a board; nothing, if all that is ready will be claimed.
 
     Args:
         blackboard: the board.
-        breakers: of the services that agents call.
         patience_s: how long an item may be ready before it can be called late.
     """
-    scene = await read_scene(blackboard, breakers)
+    scene = await read_scene(blackboard)
     found = [standstill async for standstill in _lanes(blackboard, scene, patience_s)]
     found += [standstill async for standstill in _leases(blackboard, scene)]
     found += await _full(blackboard)
@@ -53,6 +50,8 @@ async def find_standstills(
         Standstill(
             kind=StandstillKind.BREAKER_OPEN, where=breaker.name,
             found=f"its breaker is open: it is not called for another {duration(breaker.wait_s)}",
+            step=f"if it works again: swarm breakers close {breaker.name}",
+            facts={"failures": breaker.failures, "wait_s": breaker.wait_s},
         )
         for breaker in scene.breakers
     ]  # fmt: skip
@@ -166,8 +165,8 @@ async def _leases(blackboard: Blackboard, scene: Scene) -> AsyncIterator[Standst
             shown = ", ".join(name.decode() for name in ids[:3]) + (" …" if len(ids) > 3 else "")
             yield Standstill(
                 kind=StandstillKind.LEASES_OVER, where=lane.rstrip("/"),
-                found=f"leases or delays of {len(ids)}{' or more' if len(ids) == 100 else ''} items ended more than "
-                f"{duration(REAPED_S)} ago, and nobody took them back: {shown}",
+                found=f"leases or delays ended more than {duration(REAPED_S)} ago, and nobody took the items back "
+                f"({len(ids)}{' or more' if len(ids) == 100 else ''}): {shown}",
                 step="start a worker, which does so at once: swarm run TARGET",
                 facts={"items": [name.decode() for name in ids]},
             )  # fmt: skip

@@ -5,25 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Breaker", "Explanation", "Reason", "ReasonKind", "Standstill", "StandstillKind"]
-
-
-class Breaker(Protocol):
-    """A circuit breaker, as far as the watchdog looks at it."""
-
-    @property
-    def name(self) -> str:
-        """Of the service that it guards."""
-
-    @property
-    def state(self) -> str:
-        """closed, open or half_open."""
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds until it lets a call through again; 0 if it does now."""
+__all__ = ["Explanation", "Reason", "ReasonKind", "Standstill", "StandstillKind"]
 
 
 class ReasonKind(StrEnum):
