@@ -32,6 +32,7 @@ GUARD = re.compile(r"^(?P<code>.*?)\s*-- guard: (?P<name>\w+)\s*$")
 
 # Where the killer of a mutant is to be looked for first, by the beginning of its name.
 LIKELY = {
+    "reap_lateness": "test_audit_whole.py",
     **dict.fromkeys(
         ("topic", "entry", "trim", "publish", "open", "group", "take", "finish", "renew_seat", "replay", "redrive"),
         "test_topics.py",
