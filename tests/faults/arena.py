@@ -28,15 +28,11 @@ from ledger import LedgerServer
 from nursery import Nursed, Nursery
 
 from swarm_infrastructure import Blackboard, Submission
-from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.blackboard.events import Event
 from swarm_infrastructure.blackboard.lifecycle import Board
-from swarm_infrastructure.consensus import audit_debates
-from swarm_infrastructure.cost_manager import Ledger as MoneyLedger
-from swarm_infrastructure.cost_manager import audit_money
-from swarm_infrastructure.keys import BoardKeys
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
+from swarm_infrastructure.watchdog.audit import audit_whole
 
 __all__ = [
     "GRACE_S", "LEASE_S", "LONG", "PATIENCE_S", "ROUNDS", "SEED", "SLACK_S", "Arena", "Process", "late_offers", "spread",
@@ -198,15 +194,10 @@ class Arena:
         assert not {each: n for each, n in accepted.items() if n > 1}, f"accepted twice (seed {SEED})"
 
     async def check(self, board: Blackboard | None = None) -> None:
-        """The audit of board, money and debates, as ``swarm audit`` makes it."""
+        """The audit of every invariant, as ``swarm audit`` makes it."""
         namespace, name = (board or self.board).namespace, (board or self.board).board.name
-        report, keys = await audit(self.store, namespace, name), BoardKeys(namespace, name)
-        breaches = [
-            *report.breaches,
-            *await audit_money(MoneyLedger(self.store, keys, ZoneInfo("UTC"))),
-            *await audit_debates(self.store, keys),
-        ]
-        assert not breaches, [str(breach) for breach in breaches]
+        report = await audit_whole(self.store, namespace, name, zone=ZoneInfo("UTC"))
+        assert report.clean, [str(breach) for breach in report.breaches]
         self._audited = "clean"
 
     def report(self, test: str, **facts: Any) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 import orjson
 import pytest
 from given import OpenBoard, given_claim, given_item, given_items, in_time, until
 
+from swarm_infrastructure import BaseAgent, Claims, Item, Outcome, Settings, SwarmInfrastructure, Work
+from swarm_infrastructure.agents import Worker
 from swarm_infrastructure.blackboard import Blackboard, Board, Section, job_board
 from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Budget, Ledger, Spender
@@ -16,7 +19,7 @@ from swarm_infrastructure.cost_manager.budgets import zone
 from swarm_infrastructure.errors import BudgetExceededError, InvalidInputError, LockNotAcquiredError
 from swarm_infrastructure.failure_recovery.circuit_breaker import Breakers
 from swarm_infrastructure.store import Store
-from swarm_infrastructure.testing import ManualClock
+from swarm_infrastructure.testing import ManualClock, RedisServer
 from swarm_infrastructure.watchdog import (
     Reason,
     ReasonKind,
@@ -358,6 +361,43 @@ async def test_an_explanation_is_json_data(board: Blackboard) -> None:
 async def test_no_id_is_refused(board: Blackboard) -> None:
     with pytest.raises(InvalidInputError, match="item id"):
         await explain(board, "no id")
+
+
+async def test_what_an_agent_claims_is_known_from_its_first_word_and_after_each_heartbeat(
+    redis_server: RedisServer,
+) -> None:
+    class Reader(BaseAgent):
+        claims = Claims("jobs", batch=3)
+        capabilities = ("script",)
+
+        async def process(self, item: Item, work: Work) -> Outcome:
+            await finish.wait()
+            return work.done()
+
+    finish = asyncio.Event()
+    settings = Settings(redis_url=redis_server.url, namespace="t" + secrets.token_hex(6), heartbeat_s=0.05)
+    async with SwarmInfrastructure(job_board("jobs"), settings) as swarm:
+        board, worker = swarm.blackboard, Worker(swarm, [Reader("r", swarm=swarm)])
+        await given_item(board, requires="edit")
+        await given_item(board, "b")
+        task = asyncio.create_task(worker.run(signals=False))
+
+        async def heard() -> bool:
+            found = await board.agents.find("r")
+            return found is not None and "pid" in found.facts and found.facts.get("status", "working") == "working"
+
+        await until(heard)
+        found = await board.agents.find("r")
+        starving, working = await explain(board, "a"), await explain(board, "b")
+        finish.set()
+        worker.tell_to_stop()
+        await in_time(task, 20)
+
+    assert found is not None
+    assert found.facts["lanes"] == [WAITING, WAITING + "script"]
+    assert found.facts["slots"] == 3
+    assert starving.reasons[0].kind is ReasonKind.NO_CAPABILITY
+    assert working.reasons[0].kind is ReasonKind.WORKED_ON
 
 
 # -- a board -----------------------------------------------------------------------------------------------------------

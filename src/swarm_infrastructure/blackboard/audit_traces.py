@@ -1,7 +1,7 @@
 """The audit of what calls leave behind: leases that ran out, receipts, doorbells. Reads Redis and nothing else.
 
 ====  ==================================================================================================
-I4    while agents live, no lease or delay is over for longer than it takes somebody to look
+I4    while workers live, no lease or delay is over for longer than it takes somebody to look
 I9    a receipt says what its agent was given: each id once, none that somebody else got by the same token
 I17   a doorbell has one token at most, and hangs where items are claimed from
 ====  ==================================================================================================
@@ -29,20 +29,17 @@ OVERDUE_S = 10.0  # a sweeper looks every 6 s at most, each claim and idle agent
 SETTLE_S = 7.0  # and if it has only just begun, it has looked by then
 
 
-async def audit_traces(
-    store: Store, keys: BoardKeys, board: Board, *, dead_after_s: float = 45.0, settle_s: float = SETTLE_S
-) -> Findings:
+async def audit_traces(store: Store, keys: BoardKeys, board: Board, *, settle_s: float = SETTLE_S) -> Findings:
     """Every breach of I4, I9 and I17 that one board shows.
 
     Args:
         store: the Redis that holds it.
         keys: of the board.
         board: its rules.
-        dead_after_s: an agent without a heartbeat for so long is dead.
         settle_s: how long to wait, if leases are over, before they are looked at again.
     """
     found = Findings()
-    await _leases(store, keys, found, dead_after_s, settle_s)
+    await _leases(store, keys, found, settle_s)
     found.breaches += await _twice(lambda: _receipts(store, keys))
     found.breaches += await _twice(lambda: _bells(store, keys, board))
     return found
@@ -57,44 +54,39 @@ async def _twice(look: Callable[[], Awaitable[list[Breach]]]) -> list[Breach]:
 # -- I4 ----------------------------------------------------------------------------------------------------------------
 
 
-async def _leases(store: Store, keys: BoardKeys, found: Findings, dead_after_s: float, settle_s: float) -> None:
+async def _leases(store: Store, keys: BoardKeys, found: Findings, settle_s: float) -> None:
     overdue = await _overdue(store, keys)
     if not overdue:
         return
-    if not await _alive(store, keys, dead_after_s):
-        found.skipped["I4"] = (
-            f"leases or delays are over ({len(overdue)}), and no worker lives who could take them back"
-        )
+    heard_ms = await _heard_ms(store, keys)
+    missed = {name: row for name, row in overdue.items() if row[1] + OVERDUE_S * 1000 <= heard_ms}
+    if not missed:
+        found.skipped["I4"] = f"leases or delays are over ({len(overdue)}), and no worker was heard of since"
         return
-    await asyncio.sleep(settle_s)
+    await asyncio.sleep(settle_s)  # a worker that has only just begun has swept by then
     still = await _overdue(store, keys)
-    if not await _alive(store, keys, dead_after_s):
-        found.skipped["I4"] = f"leases or delays are over ({len(overdue)}), and no worker lives any more"
-        return
-    for name in sorted(overdue.keys() & still.keys()):
-        if overdue[name][0] == still[name][0]:
-            lane, late_s = still[name][0][0], still[name][1]
-            found.breach("I4", name, f"its lease or delay in {lane} was over {late_s:.0f} s ago, and agents live")
+    for name, (lane, ends_ms) in sorted(missed.items()):
+        if still.get(name) != (lane, ends_ms):
+            continue
+        what = f"its lease or delay in {lane} was over for {(heard_ms - ends_ms) / 1000:.0f} s when a worker was last heard of"
+        found.breach("I4", name, what)
 
 
-async def _overdue(store: Store, keys: BoardKeys) -> dict[str, tuple[tuple[str, int], float]]:
-    """Items whose lease or delay is over for too long: (lane, when it ended), and for how many seconds."""
-    now_ms = await read_clock_ms(store, keys)
-    before_ms, prefix = now_ms - round(OVERDUE_S * 1000), keys.lane("").timed
-    found: dict[str, tuple[tuple[str, int], float]] = {}
+async def _overdue(store: Store, keys: BoardKeys) -> dict[str, tuple[str, int]]:
+    """Items whose lease or delay is over for too long: lane, and when it ended."""
+    before_ms = await read_clock_ms(store, keys) - round(OVERDUE_S * 1000)
+    prefix, found = keys.lane("").timed, dict[str, tuple[str, int]]()
     async for key in _keys_like(store, prefix):
         rows = await store.command("ZRANGEBYSCORE", key, "-inf", before_ms, "WITHSCORES", "LIMIT", 0, PAGE)
-        for name, ends_ms in rows:
-            found[name.decode()] = ((key.removeprefix(prefix), int(ends_ms)), (now_ms - int(ends_ms)) / 1000)
+        found.update((name.decode(), (key.removeprefix(prefix), int(ends_ms))) for name, ends_ms in rows)
     return found
 
 
-async def _alive(store: Store, keys: BoardKeys, dead_after_s: float) -> bool:
-    """Whether a worker lives: what it tells of its agents names its process. Who comes by hand need not look at leases."""
-    since_ms = await read_clock_ms(store, keys) - round(dead_after_s * 1000)
-    names = await store.command("ZRANGEBYSCORE", keys.beats, since_ms, "+inf")
-    told = await store.command("HMGET", keys.agents, *names) if names else []
-    return any(b'"pid":' in text for text in told if text)
+async def _heard_ms(store: Store, keys: BoardKeys) -> int:
+    """When a worker was last heard of. A worker names its process; who comes by hand need not look after leases."""
+    beats = await store.command("ZREVRANGE", keys.beats, 0, PAGE - 1, "WITHSCORES")
+    told = await store.command("HMGET", keys.agents, *(name for name, _ in beats)) if beats else []
+    return max((int(ms) for (_, ms), text in zip(beats, told, strict=True) if text and b'"pid":' in text), default=0)
 
 
 # -- I9 ----------------------------------------------------------------------------------------------------------------

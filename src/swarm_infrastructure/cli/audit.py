@@ -82,7 +82,6 @@ async def _read(board: str | None, at_rest: bool) -> list[WholeAudit]:
                 name,
                 zone=zone(settings.budget_tz),
                 at_rest=at_rest,
-                dead_after_s=settings.dead_after_s,
             )
             for name in names
         ]

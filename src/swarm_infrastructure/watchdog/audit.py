@@ -47,7 +47,7 @@ INVARIANTS = (
     Invariant(name="I2", what="one claim per item; record, lease and counter name the same"),
     Invariant(name="I3", what="tokens grow with each claim; a claim ends once", beyond="refused writes leave no trace"),
     Invariant(
-        name="I4", what="what ran out is offered again while agents live", beyond="within 1 s: the note tells how late it was"
+        name="I4", what="what ran out is offered again while workers live", beyond="within 1 s: the note tells how late it was"
     ),
     Invariant(name="I5", what="no claim while another one holds, no lease ended early"),
     Invariant(name="I6", what="only steps that the board allows, each raises the version by one"),
@@ -137,7 +137,6 @@ async def audit_whole(
     *,
     zone: ZoneInfo,
     at_rest: bool = False,
-    dead_after_s: float = 45.0,
     settle_s: float = SETTLE_S,
 ) -> WholeAudit:
     """Check every invariant of one board; a swarm may be at work meanwhile.
@@ -148,7 +147,6 @@ async def audit_whole(
         name: of the board.
         zone: where the ledger counts its days.
         at_rest: nothing is meant to be at work: check I20 too.
-        dead_after_s: an agent without a heartbeat for so long is dead.
         settle_s: if leases are over, how long to wait for somebody to take them back.
 
     Raises:
@@ -161,7 +159,7 @@ async def audit_whole(
     if report.skipped:
         found.notes["I1"] = f"not compared: {', '.join(report.skipped)}"
     found.add(await audit_log(store, keys, board))
-    found.add(await audit_traces(store, keys, board, dead_after_s=dead_after_s, settle_s=settle_s))
+    found.add(await audit_traces(store, keys, board, settle_s=settle_s))
     ledger = Ledger(store, keys, zone)
     found.breaches += await audit_money(ledger)
     found.breaches += await audit_debates(store, keys)
