@@ -130,6 +130,7 @@ async def test_a_reader_sees_the_old_one_or_the_new_one_while_many_write(checkpo
     assert seen > 5
 
 
+@pytest.mark.unaudited
 async def test_what_somebody_else_wrote_there_is_not_taken_for_a_checkpoint(
     checkpoints: Checkpoints, board: Blackboard
 ) -> None:
