@@ -16,7 +16,10 @@ from swarm_infrastructure.blackboard.claims import ClaimRequest
 from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Ledger, Spender
 from swarm_infrastructure.cost_manager.limiter import RateLimiter
-from swarm_infrastructure.errors import UnavailableError
+from swarm_infrastructure.errors import ModelUnavailableError, UnavailableError
+from swarm_infrastructure.failure_recovery import Breakers, CircuitBreakerConfig
+from swarm_infrastructure.failure_recovery.checkpoints import Checkpoints
+from swarm_infrastructure.failure_recovery.steps import Steps
 from swarm_infrastructure.keys import BoardKeys, BusKeys
 from swarm_infrastructure.message_bus import Hub, Message, Topics
 from swarm_infrastructure.message_bus.schemas import SchemaRegistry
@@ -64,7 +67,12 @@ async def _items(board: Blackboard) -> None:
     await board.complete(done.claim, result={"ok": True})  # end_claims
     await board.fail(failed.claim, "no", retry_in_s=5)
     await board.hand_back(back.claim)
-    assert await desk.claim_item("i5", "a2", role="worker")
+    held = await desk.claim_item("i5", "a2", role="worker")
+    assert held
+    await Steps(board.store, board.keys).record(held.claim, "draft", b'"text"')  # record_step
+    checkpoints = Checkpoints(board)
+    await checkpoints.create("i5", "drafted", {"n": 1}, claim=held.claim)  # keep_checkpoint
+    await checkpoints.list("i5")  # read_checkpoints
     await board.update("jobs", "i6", {"x": 1})  # change_item
     await board.delete("jobs", "i7")
     await board.recognise("i8", TEXT)  # sketch
@@ -87,6 +95,14 @@ async def _money(store: Store, keys: BoardKeys) -> None:
     await ledger.expire()  # expire_reservations
     await limiter.admit("model:m", calls=10)
     await limiter.slow_down("model:m", 1.0)
+    breaker = Breakers(store, keys, CircuitBreakerConfig(failure_threshold=3)).get("m")
+    for _ in range(2):  # leave_breaker; a failure counted twice would open it
+        with suppress(ModelUnavailableError):
+            await breaker.call(_fail)
+
+
+async def _fail() -> None:
+    raise ModelUnavailableError("m", "it is away", may_be_paid=False)
 
 
 async def _debates(store: Store, keys: BoardKeys) -> None:
