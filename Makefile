@@ -54,7 +54,7 @@ mutants: .venv/.ready-test  ## delete each guard in the Lua, one at a time: some
 
 faults: .venv/.ready-test  ## the fault lab in its long form: killed, frozen, cut off, out of memory; half an hour
 	rm -f tests/faults/results/faults.jsonl
-	SWARM_FAULT_ROUNDS=20 SWARM_FAULT_RESULTS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --redis-kind valkey tests/faults/test_news.py tests/faults
+	SWARM_FAULT_ROUNDS=20 SWARM_FAULT_RESULTS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --redis-kind valkey tests/faults
 
 faults-table: .venv/.ready-test  ## what the fault lab found, into docs/reliability.md
 	$(BIN)/python tests/faults/table.py

@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from arena import Arena
+from arena import LONG, Arena
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the long form what takes longest begins first, so that of two processes neither waits for the other at the end."""
+    if LONG:
+        items.sort(key=lambda item: item.path.name != "test_news.py")
 
 
 @pytest.fixture
