@@ -22,7 +22,7 @@ FUNCTIONS = {
     if each.name.endswith(".lua")
 }
 STORE_TIMEOUT_S = 1.0
-# It carries no name of its call: a call to a provider may be counted twice, which slows down and lets nothing over a limit.
+# Asked alone, without a reservation, a pace counts a repeated question twice: that slows down, and lets nothing over a limit.
 COUNTED_TWICE = {"admit"}
 
 
