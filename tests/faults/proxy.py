@@ -150,7 +150,10 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
-        await asyncio.sleep(0.02)  # until what was just accepted is in our hands
+        await asyncio.sleep(0.02)
+        me = asyncio.current_task()
+        if accepting := {task for task in asyncio.all_tasks() if task is not me} - self._serving:
+            await asyncio.wait(accepting, timeout=5)  # until what was just accepted is in our hands
         clients, serving = set(self._clients), set(self._serving)
         for task in serving:
             task.cancel()
