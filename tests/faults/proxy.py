@@ -150,10 +150,14 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
-        await asyncio.sleep(0.02)
+        await self._leave_clients()
         me = asyncio.current_task()
-        if accepting := {task for task in asyncio.all_tasks() if task is not me} - self._serving:
+        if accepting := {task for task in asyncio.all_tasks() if task is not me}:
             await asyncio.wait(accepting, timeout=5)  # until what was just accepted is in our hands
+            await self._leave_clients()
+
+    async def _leave_clients(self) -> None:
+        await asyncio.sleep(0.02)
         clients, serving = set(self._clients), set(self._serving)
         for task in serving:
             task.cancel()
