@@ -75,7 +75,7 @@ async def test_an_emergency_stop_reaches_fifty_busy_agents_in_four_processes(are
         slowest.append(max(line["at"] for line in stopped) - began)
     assert max(slowest) <= STOP_WITHIN_S, f"{slowest} (seed {SEED})"
     arena.report(
-        "emergency stop", agents=AGENTS, processes=PROCESSES, queued=NOTES, slowest_s=round(max(slowest), 4),
+        "emergency stop", rounds=ROUNDS, agents=AGENTS, processes=PROCESSES, queued=NOTES, slowest_s=round(max(slowest), 4),
         median_of_slowest_s=round(statistics.median(slowest), 4),
     )  # fmt: skip
 
@@ -138,7 +138,8 @@ async def test_tasks_of_killed_workers_are_offered_again_and_each_is_completed_o
     assert (await audit(arena.store, arena.namespace, QUEUE + ".queue")).clean
     assert recovered and max(recovered) <= QUEUE_LEASE_S + SLACK_S, f"{max(recovered)} (seed {SEED})"
     arena.report(
-        "work queue, kill -9", fault="F1", n=400 * ROUNDS, run_twice=killed, lost=0, accepted_twice=0, lease_s=QUEUE_LEASE_S,
+        "work queue, kill -9", fault="F1", rounds=ROUNDS, n=400 * ROUNDS, run_twice=killed, lost=0, accepted_twice=0,
+        lease_s=QUEUE_LEASE_S,
         **spread(recovered),
     )  # fmt: skip
 

@@ -33,7 +33,14 @@ async def test_a_killed_worker_loses_nothing_and_its_items_come_back_within_leas
         await until(lambda: len(arena.workers(swarm)) == 3, "a new worker in the place of the killed one")
     await arena.account(every)
     assert all(s <= LEASE_S + SLACK_S for s in recoveries), f"{recoveries} (seed {SEED})"
-    arena.report("kill -9 a worker", fault="F1", **arena.tally(every), reoffered=len(recoveries), **spread(recoveries))
+    arena.report(
+        "kill -9 a worker",
+        fault="F1",
+        rounds=ROUNDS,
+        **arena.tally(every),
+        reoffered=len(recoveries),
+        **spread(recoveries),
+    )
 
 
 async def test_items_of_the_last_worker_are_taken_by_one_that_comes_later(arena: Arena) -> None:
@@ -73,7 +80,9 @@ async def test_an_idle_worker_takes_what_a_killed_one_held_though_nothing_else_h
         await asyncio.to_thread(idle.wait, PATIENCE_S)
     await arena.account(every)
     assert max(recoveries) <= LEASE_S + SLACK_S, f"{recoveries} (seed {SEED})"
-    arena.report("kill -9 a worker, nothing else happens", fault="F2", **arena.tally(every), **spread(recoveries))
+    arena.report(
+        "kill -9 a worker, nothing else happens", fault="F2", rounds=ROUNDS, **arena.tally(every), **spread(recoveries)
+    )
 
 
 async def test_a_frozen_workers_completion_is_refused_when_it_wakes(arena: Arena) -> None:

@@ -15,11 +15,12 @@ from swarm_infrastructure.store import PREFIX, Store, assemble
 
 pytestmark = pytest.mark.timeout(1800)
 WORKERS = 3
+UPGRADES = 10 if LONG else 1
 
 
 async def test_workers_of_two_releases_share_a_board_while_one_takes_the_others_place(arena: Arena) -> None:
     every: list[str] = []
-    for _ in range(10 if LONG else 1):
+    for _ in range(UPGRADES):
         old, new = [await arena.start(1) for _ in range(WORKERS)], list[Process]()
         ids: list[str] = []
         for n in range(WORKERS):
@@ -41,7 +42,7 @@ async def test_workers_of_two_releases_share_a_board_while_one_takes_the_others_
     assert f"{PREFIX}claim" in functions
     assert f"{NEXT}claim" in functions
     await arena.account(every)
-    arena.report("rolling upgrade of the library", fault="F24", **arena.tally(every), wrong=0)
+    arena.report("rolling upgrade of the library", fault="F24", rounds=UPGRADES, **arena.tally(every), wrong=0)
 
 
 async def _done(arena: Arena, ids: list[str]) -> None:
