@@ -14,7 +14,7 @@ import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -22,6 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from swarm_infrastructure.errors import ConfigurationError
+from swarm_infrastructure.redis_url import SCHEMES, server_group
 
 __all__ = ["Settings", "masked_url", "runtime_dirs"]
 
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
     data_dir: SomePath = Field(Path("./.swarm"), validation_alias="SWARM_DATA_DIR")  #: of the private Redis
     store_timeout_s: Seconds = Field(5, validation_alias="SWARM_STORE_TIMEOUT_S")  #: one call's wait for an answer
     store_retry_s: SecondsOrZero = Field(20, validation_alias="SWARM_STORE_RETRY_S")  #: how long a call is repeated
+    durability: Literal["local", "replica"] | None = Field(  #: None: the server as it is; see docs/reliability.md
+        None, validation_alias="SWARM_DURABILITY", description="local or replica"
+    )
+    replicas: int = Field(  #: that must have a write before it is answered, at the level replica
+        1, validation_alias="SWARM_REPLICAS", ge=1, description="a whole number, 1 or more"
+    )
     lease_s: Seconds | None = Field(None, validation_alias="SWARM_LEASE_S")  #: None: what the board says
     heartbeat_s: Seconds = Field(10, validation_alias="SWARM_HEARTBEAT_S")  #: between an agent's signs of life
     dead_after_s: Seconds = Field(45, validation_alias="SWARM_DEAD_AFTER_S")  #: four missed heartbeats and some slack
@@ -176,6 +183,24 @@ class Settings(BaseSettings):
             raise ValueError(f"REDIS_URL: {fault}, such as redis://localhost:6379/0 or unix:///run/redis.sock")
         return url
 
+    @field_validator("durability")
+    @classmethod
+    def _name_a_redis_with_replicas(cls, durability: str | None, info: ValidationInfo) -> str | None:
+        if durability == "replica" and info.data.get("redis_url") is None and info.data.get("redis_host") is None:
+            raise ValueError(
+                "SWARM_DURABILITY (replica) needs a Redis that has replicas, but the private one has none; set REDIS_URL"
+            )
+        return durability
+
+    @field_validator("replicas")
+    @classmethod
+    def _count_replicas_where_they_count(cls, replicas: int, info: ValidationInfo) -> int:
+        if replicas != 1 and info.data.get("durability", "replica") != "replica":  # missing if it is wrong itself
+            raise ValueError(
+                f"SWARM_REPLICAS ({replicas}) counts only with SWARM_DURABILITY=replica; set both or neither"
+            )
+        return replicas
+
     @field_validator("redis_port", mode="before")
     @classmethod
     def _read_port_of_a_link(cls, port: object) -> object:
@@ -191,10 +216,13 @@ class Settings(BaseSettings):
         except RuntimeError as error:
             raise ValueError(f"{path}: found a ~ without a home folder, needed a full path") from error
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "durability", mode="before")
     @classmethod
     def _accept_any_case(cls, word: object, info: ValidationInfo) -> object:
-        words = get_args(cls.model_fields[info.field_name or ""].annotation)
+        words = [
+            each for kind in (cls.model_fields[info.field_name or ""].annotation,)
+            for part in (kind, *get_args(kind)) if get_origin(part) is Literal for each in get_args(part)
+        ]  # fmt: skip
         return next((known for known in words if known.lower() == str(word).lower()), word)
 
     @field_validator("budget_tz")
@@ -228,7 +256,9 @@ def masked_url(url: str) -> str:
     rest, asks, query = rest.partition("?")  # redis-py also takes ?password=
     # The last @, not the first: a password that nobody quoted may hold one itself, or a slash.
     login, _at, address = rest.rpartition("@")
-    plain = scheme == "unix" or re.fullmatch(r"([^:/]*|\[[^\]/]*\])(:\d*)?(/\d*)?", address)
+    host = r"([^:/,]*|\[[^\]/]*\])(:\d*)?"
+    group = rf"{host}(,{host})*(/[\w.-]+(/\d*)?)?" if "+" in scheme else rf"{host}(/\d*)?"
+    plain = scheme == "unix" or re.fullmatch(group, address)
     if not plain or "@" in query:  # redis://:secret without its @host, redis://:sec?ret@host
         address = "***"
     return f"{scheme}://{'***@' if login else ''}{address}{'?***' if asks else ''}"
@@ -272,12 +302,17 @@ def _url_fault(url: str) -> str:
     """What is wrong with a Redis URL, or nothing."""
     found = f"found {masked_url(url)!r}"
     try:
+        if server_group(url) is not None:
+            return ""
+    except ValueError as error:
+        return f"{found}, {error}"
+    try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:  # its text would quote the part after the colon, which may be half of a password
         return f"{found}, needed a port from 1 to 65535 (and %-codes for : / @ in a password)"
     if parts.scheme not in ("redis", "rediss", "unix"):
-        return f"{found}, needed a URL that begins with redis://, rediss:// or unix://"
+        return f"{found}, needed a URL that begins with {SCHEMES}"
     if parts.scheme == "unix":
         return "" if parts.path.strip("/") else f"{found}, needed the path of a socket"
     if not host:

@@ -13,7 +13,18 @@ from functools import lru_cache
 
 from .errors import InvalidInputError
 
-__all__ = ["BoardKeys", "BusKeys", "DebateKeys", "LaneKeys", "TopicKeys", "check_id", "check_name", "lane_name"]
+__all__ = [
+    "BoardKeys",
+    "BusKeys",
+    "DebateKeys",
+    "LaneKeys",
+    "TopicKeys",
+    "check_id",
+    "check_name",
+    "lane_name",
+    "mark_beside",
+    "tagged_prefix",
+]
 
 _NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+~-]{0,127}")
@@ -41,6 +52,16 @@ def check_id(what: str, name: str) -> str:
             what, found=name, needed="1-128 of A-Z a-z 0-9 _ . : @ + ~ - (no leading sign)", step="hash or encode it"
         )
     return name
+
+
+def tagged_prefix(key: str) -> str:
+    """What all keys on the slot of *key* begin with: ``swarm:{…}:``; "" if it carries no hash tag."""
+    return key[: key.find("}:") + 2] if "{" in key and "}:" in key else ""
+
+
+def mark_beside(key: str) -> str:
+    """String on the slot of *key*, written so that a WAIT has something to wait for."""
+    return tagged_prefix(key) + "mark"
 
 
 @lru_cache(maxsize=65536)

@@ -248,9 +248,16 @@ class SwarmInfrastructure:
                     self.located.url,
                     timeout_s=settings.store_timeout_s,
                     retry_s=settings.store_retry_s,
+                    durability=settings.durability,
+                    replicas=settings.replicas,
                     replace_library=self.located.started,  # we are its only user: no other build is at work
                 )
             )
+            if not store.appends:
+                log.warning(
+                    "Redis keeps no append-only file: if it crashes, answered calls are lost; "
+                    "set appendonly yes there, and SWARM_DURABILITY=local here to insist on it", redis=store.shown
+                )  # fmt: skip
             self._blackboard = await self._stack.enter_async_context(
                 Blackboard(
                     store,

@@ -178,13 +178,8 @@ class _Audit:
     async def _places(self) -> list[str]:
         names: list[str] = []
         for kind in ("lane:", "timed:"):
-            cursor: int | bytes = 0
             pattern = self._keys.prefix.replace("[", "\\[").replace("*", "\\*") + kind + "*"
-            while True:
-                cursor, page = await self._store.command("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
-                names += [key.decode().removeprefix(self._keys.prefix) for key in page]
-                if int(cursor) == 0:
-                    break
+            names += [key.decode().removeprefix(self._keys.prefix) async for key in self._store.scan(pattern)]
         return sorted(set(names))
 
     async def _read_places(self) -> None:

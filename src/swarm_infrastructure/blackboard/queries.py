@@ -39,13 +39,9 @@ QUEUE = ".queue"  #: what the name of a work queue's board ends with
 async def list_boards(store: Store, namespace: str) -> list[str]:
     """Names of the boards in a namespace, those that hold locks left out; work queues end with `QUEUE`."""
     before, after = BoardKeys(namespace, "*").rules.split("*")
-    names: set[str] = set()
-    cursor: int | bytes = 0
-    while True:
-        cursor, page = await store.command("SCAN", cursor, "MATCH", f"{before}*{after}", "COUNT", 1000)
-        names |= {key.decode().removeprefix(before).removesuffix(after) for key in page}
-        if int(cursor) == 0:
-            return sorted(name for name in names if not name.endswith(".locks"))
+    found = {key.decode() async for key in store.scan(f"{before}*{after}")}
+    names = {key.removeprefix(before).removesuffix(after) for key in found}
+    return sorted(name for name in names if not name.endswith(".locks"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,10 @@ async def open_session(*, check: bool = True, replace_library: bool = False) -> 
     configure_logs(settings)
     located = find_redis(settings)
     async with contextlib.AsyncExitStack() as closing:
-        store = Store(located.url, timeout_s=PATIENCE_S, retry_s=0, replace_library=replace_library)
+        store = Store(
+            located.url, timeout_s=PATIENCE_S, retry_s=0, durability=settings.durability, replicas=settings.replicas,
+            replace_library=replace_library,
+        )  # fmt: skip
         if check:
             await closing.enter_async_context(store)
         else:

@@ -24,7 +24,6 @@ from .values import Debate, DebateOutcome, Standing, Vote, read_debate, read_vot
 __all__ = ["audit_debates"]
 
 OVERDUE_S = 60.0  # a swarm at work sweeps every few seconds
-PAGE = 1000
 
 
 async def audit_debates(store: Store, keys: BoardKeys, *, overdue_s: float = OVERDUE_S) -> list[Breach]:
@@ -50,13 +49,8 @@ async def _ids(store: Store, keys: BoardKeys) -> set[str]:
         ids |= {each.decode() for each in await store.command("ZRANGE", line, 0, -1)}
     of_one = keys.debate("")
     for prefix in (of_one.record, of_one.arguments, of_one.votes):
-        cursor: int | bytes = 0
-        while True:
-            pattern = prefix.replace("[", "\\[").replace("*", "\\*") + "*"
-            cursor, page = await store.command("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
-            ids |= {key.decode().removeprefix(prefix) for key in page}
-            if int(cursor) == 0:
-                break
+        pattern = prefix.replace("[", "\\[").replace("*", "\\*") + "*"
+        ids |= {key.decode().removeprefix(prefix) async for key in store.scan(pattern)}
     return ids
 
 

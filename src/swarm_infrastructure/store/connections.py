@@ -1,9 +1,10 @@
-"""The connections to Redis: one client for commands, one for blocking reads, one for leases.
+"""The store: what is asked of Redis, and how often.
 
-redis-py 8 repeats a command ten times by itself and cuts reads at five seconds. Both are switched off: what is repeated
-here is repeated by `Store.call`, whose functions give the first answer when they are asked again, and each call has a
-deadline of its own. (redis-py's own is an ``asyncio.wait_for`` around each write, which in Python 3.11 swallows a
-cancellation that comes as the write ends: a worker told to stop would go on.)
+`Store.call` repeats a function, which gives the first answer when it is asked again, for as long as Redis does not answer.
+At the level ``replica`` a call that writes is answered when the replicas have it: the function, a mark on its slot and a
+WAIT go down one connection in one round trip, so that they meet the same master.
+
+Leaves the connections to ``nodes`` and the question which server is the right one to ``topology``.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ from __future__ import annotations
 import asyncio
 import random as chance
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Literal, Self, TypeVar
 
 import structlog
 import tenacity
 from redis import exceptions as refused
-from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
+from redis.asyncio import Connection, Redis
 
 from ..errors import (
     ConfigurationError,
@@ -31,13 +28,18 @@ from ..errors import (
     ServerUnfitError,
     StoreUnavailableError,
 )
+from ..keys import mark_beside
+from ..redis_url import SCHEMES
 from .library import PREFIX, Library, shipped
+from .nodes import Node, without_password
 from .subscription import Subscription
+from .topology import topology_of
 
 __all__ = ["Store", "without_password"]
 
 log = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
+Word = str | bytes | int | float
 
 # What a restart, a failover, a full backlog or a slow script look like from outside: ask again, later.
 _PASSING = (
@@ -51,47 +53,20 @@ _PASSING = (
     OSError,
 )
 _FATAL = (refused.AuthenticationError, refused.AuthorizationError)  # subclasses of ConnectionError, but no retry helps
-_PASSING_WORDS = ("BUSY ", "LOADING", "UNKILLABLE", "MASTERDOWN", "NOREPLICAS", "MISCONF")
-CONNECTIONS = 200  # of one process, for calls
+_PASSING_WORDS = ("BUSY ", "LOADING", "UNKILLABLE", "MASTERDOWN", "NOREPLICAS", "MISCONF", "UNBLOCKED")
+# Plain commands that change nothing, so that no replica needs to have them; any other one is taken for a write.
+_READS = frozenset(
+    ["EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSCAN", "LLEN", "LRANGE", "MGET", "PTTL",
+     "SMEMBERS", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZCOUNT", "ZRANGE",
+     "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"]
+)  # fmt: skip
+SCAN_PAGE = 1000
+REDIRECTIONS = 5  # of one call; each is a slot that has moved once more
+WAIT_SHARE = 0.8  # of a call's time for the replicas: the rest is the call's own
 
 
-def without_password(url: str) -> str:
-    """*url* as it may be shown: the password replaced by ``***``."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
-
-
-class _PackedInC:
-    """Packs commands with hiredis: redis-py's asyncio connections do it in Python, at half the cost of a whole batch."""
-
-    _pack = HiredisRespSerializer().pack
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        packed: list[bytes] = self._pack(*args)
-        return packed
-
-
-class _TcpConnection(_PackedInC, Connection):
-    pass
-
-
-class _TlsConnection(_PackedInC, SSLConnection):
-    pass
-
-
-class _UnixConnection(_PackedInC, UnixDomainSocketConnection):
-    pass
-
-
-_CONNECTIONS = {
-    Connection: _TcpConnection,
-    SSLConnection: _TlsConnection,
-    UnixDomainSocketConnection: _UnixConnection,
-}
+class _NotCopiedError(refused.ConnectionError):
+    """Too few replicas have what was written."""
 
 
 class Store:
@@ -100,9 +75,12 @@ class Store:
     Use it as ``async with Store(url) as store``; entering checks that the server can do the work.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``.
         timeout_s: how long one call may wait for its answer.
         retry_s: for how long a call is repeated before `StoreUnavailableError`; 0 asks once.
+        durability: "local" insists on an append-only file; "replica" also answers a call that writes only when replicas
+            have it; None takes the server as it is.
+        replicas: how many of them, at the level "replica".
         library: the function library to insist on; the one of this package unless a test breaks it on purpose.
         replace_library: put our build in place of a foreign one. Right only where nobody else uses the server.
         random: source of the jitter between repetitions.
@@ -114,48 +92,24 @@ class Store:
         *,
         timeout_s: float = 5.0,
         retry_s: float = 20.0,
+        durability: Literal["local", "replica"] | None = None,
+        replicas: int = 1,
         library: Library | None = None,
         replace_library: bool = False,
         random: chance.Random | None = None,
     ) -> None:
-        try:
-            self.url, self.shown = url, without_password(url)
-        except ValueError as error:
-            raise ConfigurationError(
-                "REDIS_URL: found no URL, needed redis://, rediss:// or unix://; correct it"
-            ) from error
-        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self.timeout_s, self.retry_s, self.durability = timeout_s, retry_s, durability
+        self.replicas = replicas if durability == "replica" else 0  #: that must have a write before it is answered
+        self.appends = False  #: whether every server writes an append-only file; known once it is checked
         self.disruptions = 0  #: calls that had to be repeated because Redis did not answer
         self._library = library or shipped()
         self._replace_library = replace_library
         self._random = random or chance.Random()
-        # redis-py refuses a call that finds every connection busy; ours wait for their turn
-        self._turns, self._lease_turn = asyncio.Semaphore(CONNECTIONS), asyncio.Semaphore(1)
-        self._commands = self._client()
-        self._leases = self._client(max_connections=1)
-        self._blocking = self._client()
-
-    def _client(self, *, max_connections: int = CONNECTIONS) -> Redis:
-        # protocol= is left alone: naming it changes the shape of redis-py's answers
-        return Redis.from_pool(self._pool(max_connections=max_connections))
-
-    def _pool(self, **options: Any) -> ConnectionPool:
         try:
-            pool = ConnectionPool.from_url(
-                self.url,
-                socket_timeout=None,
-                socket_connect_timeout=self.timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                retry_on_error=[],
-                health_check_interval=0,
-                **options,
-            )
-            pool.connection_class = _CONNECTIONS[pool.connection_class]
-            return pool
+            self.url, self.shown = url, without_password(url)
+            self._topology = topology_of(url, timeout_s=timeout_s, random=self._random)
         except ValueError as error:
-            raise ConfigurationError(
-                f"REDIS_URL: found {self.shown!r}, needed redis://, rediss:// or unix:// ({error}); correct it"
-            ) from error
+            raise ConfigurationError(f"REDIS_URL: found no URL, needed {SCHEMES}; correct it") from error
 
     async def __aenter__(self) -> Self:
         try:
@@ -173,8 +127,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for client in (self._commands, self._leases, self._blocking):
-            await client.aclose()
+        await self._topology.close()
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
@@ -197,55 +150,143 @@ class Store:
             SectionFullError: Redis is out of memory and the function would make it grow.
             LibraryMismatchError: the server does not know the function, and may not be given it.
         """
-        client = self._leases if leases else self._commands
-        turns = self._lease_turn if leases else self._turns
+        name, key = PREFIX + function, keys[0] if keys else None
+        copied = key if self.replicas and function not in self._library.readers else None
 
-        async def send() -> Any:
-            return await client.fcall(PREFIX + function, len(keys), *keys, *args)
+        async def send(node: Node, asking: bool) -> Any:
+            client = node.leases if leases else node.commands
+            if copied is None and not asking:
+                return await client.fcall(name, len(keys), *keys, *args)
+            [answer] = await self._exchange(client, [("FCALL", name, len(keys), *keys, *args)], copied, asking=asking)
+            return answer
+
+        async def ask() -> Any:
+            return await self._ask(key, send, leases=leases)
 
         try:
-            return await self._insist(send, turns, once=once)
+            return await self._insist(ask, once=once)
         except refused.ResponseError as error:
             if "unction not found" not in str(error):
                 raise self._explain(function, error) from error
         await self._check_library()  # a server that came back empty, or a node that never had it
         try:
-            return await self._insist(send, turns, once=once)
+            return await self._insist(ask, once=once)
         except refused.ResponseError as error:
             raise self._explain(function, error) from error
 
-    async def command(self, *parts: str | bytes | int | float, once: bool = False) -> Any:
-        """Send a plain command that may be repeated (a read, or a write that lands the same twice)."""
+    async def command(self, *parts: Word, once: bool = False) -> Any:
+        """Send a plain command that may be repeated (a read, or a write that lands the same twice).
 
-        async def send() -> Any:
-            return await self._commands.execute_command(*parts)  # type: ignore[no-untyped-call]
+        A write waits for replicas like a function's, unless it is sent *once*: then it is a hint. In a cluster a command
+        that names none of our keys goes to every primary: the answers are one list if they are lists, else the first.
+        """
+        key = _key_of(parts)
+        copied = key if self.replicas and not once and str(parts[0]).upper() not in _READS else None
+
+        async def send(node: Node, asking: bool) -> Any:
+            if copied is None and not asking:
+                return await node.commands.execute_command(*parts)  # type: ignore[no-untyped-call]
+            [answer] = await self._exchange(node.commands, [parts], copied, asking=asking)
+            return answer
+
+        async def ask() -> Any:
+            if key is not None:
+                return await self._ask(key, send)
+            answers = await self._ask_all(send)
+            return sum(answers[1:], answers[0]) if isinstance(answers[0], list) else answers[0]
 
         try:
-            return await self._insist(send, once=once)
+            return await self._insist(ask, once=once)
         except refused.ResponseError as error:
             raise self._explain(str(parts[0]), error) from error
 
-    async def commands(self, *many: Sequence[str | bytes | int | float], once: bool = False) -> list[Any]:
-        """Send plain commands in one round trip, as one transaction: nothing happens in between.
+    async def commands(self, *many: Sequence[Word], once: bool = False) -> list[Any]:
+        """Send plain commands on one slot in one round trip, as one transaction: nothing happens in between.
 
         Redis 7 refuses any transaction when it is out of memory, one that only reads too; then they go one by one.
         """
         together = True
+        key = next((found for parts in many if (found := _key_of(parts)) is not None), None)
+        writes = any(str(parts[0]).upper() not in _READS for parts in many)
+        copied = key if self.replicas and writes and not once else None
 
-        async def send() -> list[Any]:
-            async with self._commands.pipeline(transaction=together) as pipeline:
-                for parts in many:
-                    pipeline.execute_command(*parts)
-                return await pipeline.execute()
+        async def send(node: Node, asking: bool) -> list[Any]:
+            if asking:  # it would hold for one command of the transaction: the slot will have moved in a moment
+                raise refused.TryAgainError("TRYAGAIN a slot is being moved")
+            return await self._exchange(node.commands, many, copied, together=together)
+
+        async def ask() -> list[Any]:
+            return await self._ask(key, send)
 
         try:
             try:
-                return await self._insist(send, once=once)
+                return await self._insist(ask, once=once)
             except refused.OutOfMemoryError:
                 together = False
-                return await self._insist(send, once=once)
+                return await self._insist(ask, once=once)
         except refused.ResponseError as error:
             raise self._explain(str(many[0][0]), error) from error
+
+    async def scan(self, pattern: str) -> AsyncIterator[bytes]:
+        """The keys that *pattern* matches, some perhaps twice: on every primary, unless its hash tag names one slot."""
+        tag = re.search(r"\{[^*?\[\\{}]+\}", pattern)
+        places: Sequence[Node | str] = [tag[0]] if tag else await self._insist(self._topology.nodes)
+        for place in places:
+            cursor: int | bytes = 0
+            while True:
+                cursor, page = await self._scan_page(place, pattern, cursor)
+                for key in page:
+                    yield key
+                if int(cursor) == 0:
+                    break
+
+    async def _scan_page(self, place: Node | str, pattern: str, cursor: int | bytes) -> Any:
+        async def send(node: Node, asking: bool) -> Any:
+            words = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_PAGE)
+            return await node.commands.execute_command(*words)  # type: ignore[no-untyped-call]
+
+        try:
+            return await self._insist(lambda: self._ask(place, send))
+        except refused.ResponseError as error:
+            raise self._explain("SCAN", error) from error
+
+    async def _exchange(
+        self, client: Redis, many: Sequence[Sequence[Word]], copied: str | None, *,
+        together: bool = False, asking: bool = False,
+    ) -> list[Any]:  # fmt: skip
+        """Send commands down one connection in one round trip; with *copied*, a key, wait until replicas have them."""
+        if copied is None and not asking:
+            async with client.pipeline(transaction=together) as pipeline:
+                for parts in many:
+                    pipeline.execute_command(*parts)
+                return list(await pipeline.execute())
+        async with client.pipeline(transaction=False) as pipeline:
+            opening: list[tuple[Word, ...]] = [("ASKING",)] if asking else []
+            closing: list[tuple[Word, ...]] = []
+            if together:
+                opening, closing = [*opening, ("MULTI",)], [("EXEC",)]
+            if copied is not None:
+                closing.append(("FCALL", PREFIX + "mark", 1, mark_beside(copied)))
+                closing.append(("WAIT", self.replicas, max(1, round(self.timeout_s * WAIT_SHARE * 1000))))
+            for parts in (*opening, *many, *closing):
+                pipeline.execute_command(*parts)
+            answers = await pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        if copied is not None and answers[-1] < self.replicas:
+            raise _NotCopiedError(f"{answers[-1]} of {self.replicas} replicas have the call (SWARM_REPLICAS)")
+        if not together:
+            return list(answers[len(opening) : len(opening) + len(many)])
+        shapes = client.response_callbacks  # which a pipeline applies to its own transactions only
+        results = answers[len(opening) + len(many)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [
+            shapes[name](result) if (name := str(parts[0]).upper()) in shapes else result
+            for parts, result in zip(many, results, strict=True)
+        ]
 
     def subscription(
         self,
@@ -255,8 +296,19 @@ class Store:
         numbers: str,
     ) -> Subscription:
         """A connection of its own that listens to channels; see `Subscription`. Close it."""
+        listens: list[Node] = []
+
+        async def connect() -> Connection:
+            listens[:] = [await self._topology.node(numbers)]
+            return listens[0].listener()
+
+        def doubt(error: Exception) -> None:
+            for node in listens:
+                if not isinstance(error, refused.AskError) or self._topology.redirect(node, error) is None:
+                    self._topology.doubt(node)
+
         return Subscription(
-            self._pool(protocol=3), self.shown, on_message=on_message, on_numbers=on_numbers, numbers=numbers,
+            connect, doubt, self.shown, on_message=on_message, on_numbers=on_numbers, numbers=numbers,
             random=self._random,
         )  # fmt: skip
 
@@ -279,23 +331,55 @@ class Store:
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.
         """
-        try:
+
+        async def send(node: Node, asking: bool) -> Any:
+            if asking:
+                raise refused.TryAgainError("TRYAGAIN a slot is being moved")
             async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
-                found: Any = await self._blocking.blpop(list(lists), timeout=max(timeout_s, 0.01))
-                return None if found is None else (str(found[0].decode()), found[1])
-        except (*_PASSING, TimeoutError) as error:
-            if _is_fatal(error):
+                return await node.blocking.blpop(list(lists), timeout=max(timeout_s, 0.01))
+
+        try:
+            found = await self._redirected(lists[0], send)
+            return None if found is None else (str(found[0].decode()), found[1])
+        except (*_PASSING, refused.ResponseError) as error:
+            if not _is_passing(error):
                 raise self._explain("BLPOP", error) from error
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 
-    async def _insist(
-        self, send: Callable[[], Awaitable[Answer]], turns: asyncio.Semaphore | None = None, *, once: bool = False
+    async def _ask(
+        self, place: Node | str | None, send: Callable[[Node, bool], Awaitable[Answer]], *, leases: bool = False
     ) -> Answer:
-        async def ask() -> Answer:
-            async with turns or self._turns, asyncio.timeout(self.timeout_s):
-                return await send()
+        """Ask one server, or that of a key, or any, once."""
 
+        async def in_turn(node: Node, asking: bool) -> Answer:
+            async with node.lease_turn if leases else node.turns, asyncio.timeout(self.timeout_s):
+                return await send(node, asking)
+
+        return await self._redirected(place, in_turn)
+
+    async def _ask_all(self, send: Callable[[Node, bool], Awaitable[Answer]]) -> list[Answer]:
+        """Ask every server that takes writes, once."""
+        return [await self._ask(node, send) for node in await self._topology.nodes()]
+
+    async def _redirected(self, place: Node | str | None, send: Callable[[Node, bool], Awaitable[Answer]]) -> Answer:
+        node = place if isinstance(place, Node) else await self._topology.node(place)
+        asking = False
+        for _ in range(REDIRECTIONS):
+            try:
+                return await send(node, asking)
+            except refused.AskError as error:  # and MovedError, which is a kind of it
+                pointed = self._topology.redirect(node, error)
+                if pointed is None:
+                    raise
+                node, asking = pointed, not isinstance(error, refused.MovedError)
+            except (*_PASSING, refused.ResponseError) as error:
+                if _is_passing(error):
+                    self._topology.doubt(node)
+                raise
+        raise refused.TryAgainError("TRYAGAIN the slot moves from one server to the next")
+
+    async def _insist(self, ask: Callable[[], Awaitable[Answer]], *, once: bool = False) -> Answer:
         try:
             return await ask()  # the usual case, without the machinery below
         except (*_PASSING, refused.ResponseError) as error:
@@ -343,6 +427,20 @@ class Store:
                 needed="the rights of a worker",
                 step="grant it FCALL and the commands that the functions call",
             )
+        if isinstance(error, refused.MovedError):
+            return ServerUnfitError(
+                self.shown,
+                found="a cluster",
+                needed="a URL that says so",
+                step="set REDIS_URL=redis+cluster://host:port",
+            )
+        if "cluster support disabled" in text:
+            return ServerUnfitError(
+                self.shown,
+                found="a server without a cluster",
+                needed="a node of a cluster",
+                step="set REDIS_URL=redis://host",
+            )
         if "unknown command" in text.lower() and "fcall" in text.lower():
             return ServerUnfitError(
                 self.shown, found="a server without functions", needed="Redis >= 7.0 or Valkey", step="upgrade it"
@@ -352,27 +450,46 @@ class Store:
     # -- checks -----------------------------------------------------------------------------------------------------
 
     async def info(self) -> dict[str, Any]:
-        """What ``INFO`` says, as a flat dict."""
+        """What ``INFO`` says, as a flat dict; of a cluster, what one of its primaries says."""
+        return next(iter((await self.info_of_each()).values()))
+
+    async def info_of_each(self) -> dict[str, dict[str, Any]]:
+        """What ``INFO`` says on each server that takes writes, by the address that may be shown."""
+
+        async def send(node: Node, asking: bool) -> tuple[str, dict[str, Any]]:
+            return node.shown, dict(await node.commands.info())
+
         try:
-            facts = await self._insist(lambda: self._commands.info())
+            return dict(await self._insist(lambda: self._ask_all(send)))
         except refused.ResponseError as error:
             raise self._explain("INFO", error) from error
-        return dict(facts)
 
     async def _check_server(self) -> None:
         try:
-            facts = await self.info()
+            found = await self.info_of_each()
         except (refused.InvalidResponse, UnicodeDecodeError) as error:
             raise ServerUnfitError(
                 self.shown, found="an answer that is not Redis'", needed="a Redis server", step="check REDIS_URL"
             ) from error
+        for shown, facts in found.items():
+            self._check_facts(shown, facts)
+        self.appends = all(facts.get("aof_enabled") for facts in found.values())
+
+    def _check_facts(self, shown: str, facts: dict[str, Any]) -> None:
         policy = facts.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             raise ServerUnfitError(
-                self.shown,
+                shown,
                 found=f"maxmemory-policy {policy}, which deletes items when memory is short",
                 needed="maxmemory-policy noeviction",
                 step="set it in redis.conf, or: redis-cli CONFIG SET maxmemory-policy noeviction",
+            )
+        if self.durability is not None and not facts.get("aof_enabled"):
+            raise ServerUnfitError(
+                shown,
+                found="appendonly no, so that a crash loses what came after its snapshot",
+                needed=f"appendonly yes, for SWARM_DURABILITY={self.durability}",
+                step="set it in redis.conf, or: redis-cli CONFIG SET appendonly yes",
             )
         version = str(facts.get("redis_version", "0"))
         found = re.match(r"\d+", version)
@@ -380,51 +497,76 @@ class Store:
             raise StoreUnavailableError(self.shown, "its cluster is down")
         if found and int(found[0]) < 7 and "valkey_version" not in facts:
             raise ServerUnfitError(
-                self.shown,
+                shown,
                 found=f"Redis {version}, which has no functions",
                 needed="Redis >= 7.0 or Valkey",
                 step="upgrade it",
             )
 
     async def library_digest(self) -> str | None:
-        """Which build of the function library the server holds (`Library.digest`), or None if it holds none."""
+        """Which build of the function library the server holds (`Library.digest`), or None if it holds none.
 
-        async def ask() -> Any:
-            return await self._commands.fcall(PREFIX + "digest", 0)
+        Of a cluster: None if a primary holds none, and a foreign build before ours.
+        """
+        digests = await self._digests()
+        if None in digests:
+            return None
+        return next((each for each in digests if each != self._library.digest), self._library.digest)
+
+    async def _digests(self) -> list[str | None]:
+        async def send(node: Node, asking: bool) -> str | None:
+            try:
+                found = await node.commands.fcall(PREFIX + "digest", 0)
+            except refused.ResponseError as error:
+                if "unction not found" not in str(error):
+                    raise
+                return None
+            return found.decode() if isinstance(found, bytes) else str(found)
 
         try:
-            found = await self._insist(ask)
+            return await self._insist(lambda: self._ask_all(send))
         except refused.ResponseError as error:
-            if "unction not found" not in str(error):
-                raise self._explain("digest", error) from error
-            return None
-        return found.decode() if isinstance(found, bytes) else str(found)
+            raise self._explain("digest", error) from error
 
     async def _check_library(self) -> None:
-        found = await self.library_digest()
-        if found is None:
+        digests = await self._digests()
+        if None in digests:
             await self.load_library(replace=False)
-            found = await self.library_digest()
-        if found == self._library.digest:
+            digests = await self._digests()
+        foreign = [found for found in digests if found != self._library.digest]
+        if not foreign:
             return
         if not self._replace_library:
             raise LibraryMismatchError(
-                "library swarm_v1", f"build {str(found)[:12]}", f"build {self._library.digest[:12]} of this version"
+                "library swarm_v1",
+                f"build {str(foreign[0])[:12]}",
+                f"build {self._library.digest[:12]} of this version",
             )
         await self.load_library(replace=True)
 
     async def load_library(self, *, replace: bool) -> None:
-        """Load the library; with *replace*, in place of another build (see `LibraryMismatchError`)."""
+        """Load the library on every primary; with *replace*, in place of another build (see `LibraryMismatchError`)."""
 
-        async def send() -> Any:
-            return await self._commands.function_load(self._library.source, replace=replace)
+        async def send(node: Node, asking: bool) -> None:
+            try:
+                await node.commands.function_load(self._library.source, replace=replace)
+            except refused.ResponseError as error:
+                if "already exists" not in str(error) or replace:
+                    raise  # else somebody loaded it at the same moment, or it was there; the digest is compared next
 
         try:
-            await self._insist(send)
+            await self._insist(lambda: self._ask_all(send))
         except refused.ResponseError as error:
-            if "already exists" in str(error) and not replace:
-                return  # somebody loaded it at the same moment; the digest is compared next
             raise self._explain("FUNCTION LOAD", error) from error
+
+
+def _key_of(parts: Iterable[Word]) -> str | None:
+    """The key of a command: its first word that carries a hash tag, as every key of ours does; None if it names none."""
+    for part in parts:
+        word = part.decode(errors="replace") if isinstance(part, bytes) else part
+        if isinstance(word, str) and word.startswith("swarm:{"):
+            return word
+    return None
 
 
 def _is_fatal(error: BaseException | None) -> bool:

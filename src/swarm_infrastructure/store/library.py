@@ -8,6 +8,7 @@ builds that change the same records differently would be worse than a worker tha
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ __all__ = ["LIBRARY", "PREFIX", "Library", "assemble"]
 
 LIBRARY = "swarm_v1"
 PREFIX = LIBRARY + "_"
+_READER = re.compile(r"^register\('(\w+)',.*\{ 'no-writes' \}\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Library:
 
     source: str  #: what FUNCTION LOAD takes
     digest: str  #: SHA-256 of the Lua files, in hex
+    readers: frozenset[str] = frozenset()  #: functions that write nothing, by their bare names
 
 
 def _sources() -> list[tuple[str, str]]:
@@ -47,7 +50,9 @@ def assemble(edit: Callable[[str, str], str] | None = None) -> Library:
     texts = [(name, edit(name, text) if edit else text) for name, text in _sources()]
     body = "\n".join(f"-- file: {name}\n{text if name[0].isdigit() else _block(text)}" for name, text in texts)
     digest = hashlib.sha256(body.encode()).hexdigest()
-    return Library(f"#!lua name={LIBRARY}\nlocal LIBRARY_DIGEST = '{digest}'\n{body}", digest)
+    return Library(
+        f"#!lua name={LIBRARY}\nlocal LIBRARY_DIGEST = '{digest}'\n{body}", digest, frozenset(_READER.findall(body))
+    )
 
 
 @lru_cache(maxsize=1)

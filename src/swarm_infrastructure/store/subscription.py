@@ -10,12 +10,12 @@ import asyncio
 import math
 import random as chance
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 from redis import exceptions as refused
-from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio import Connection
 
 from ..errors import StoreUnavailableError
 
@@ -32,7 +32,8 @@ class Subscription:
     """Listens to channels. What is published while the connection is down is lost, and `on_numbers` tells how much.
 
     Args:
-        pool: where the connection comes from; of RESP3.
+        connect: a new connection, of RESP3, to the server that publishes; it does not stand yet.
+        doubt: told why a connection broke or could not be made.
         shown: the server's address without its password.
         on_message: called with channel and body of each message.
         on_numbers: called after each (re)connection with the channels and what the hash *numbers* holds for them, at the
@@ -43,7 +44,8 @@ class Subscription:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        connect: Callable[[], Awaitable[Connection]],
+        doubt: Callable[[Exception], None],
         shown: str,
         *,
         on_message: Callable[[bytes, bytes], None],
@@ -51,7 +53,7 @@ class Subscription:
         numbers: str,
         random: chance.Random | None = None,
     ) -> None:
-        self._pool, self._shown, self._random = pool, shown, random or chance.Random()
+        self._connect, self._doubt, self._shown, self._random = connect, doubt, shown, random or chance.Random()
         self._on_message, self._on_numbers, self._numbers = on_message, on_numbers, numbers
         self._channels: dict[bytes, int] = {}  # → how many of us listen to it
         self._standing: set[bytes] = set()  # what Redis has confirmed on this connection
@@ -123,14 +125,14 @@ class Subscription:
             if not confirmed.done():
                 confirmed.set_exception(StoreUnavailableError(self._shown, "the subscription was closed"))
         self._waiting.clear()
-        await self._pool.disconnect()
 
     async def _listen(self) -> None:
         failures = 0
         while True:
-            connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+            connection: Connection | None = None
             try:
                 async with asyncio.timeout(CONNECT_S):
+                    connection = await self._connect()
                     await connection.connect()  # type: ignore[no-untyped-call]
                     self._connection, self._heard_at = connection, asyncio.get_running_loop().time()
                     self._standing.clear()
@@ -141,10 +143,12 @@ class Subscription:
             except (refused.RedisError, OSError, asyncio.IncompleteReadError) as error:
                 failures += 1
                 self.reconnects += 1
+                self._doubt(error)
                 log.info("listening again", server=self._shown, why=str(error) or repr(error))
             finally:
                 self._connection = None
-                await connection.disconnect(nowait=True)
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
             # full jitter up to 1 s: a fleet that lost Redis together does not come back together
             await asyncio.sleep(self._random.uniform(0, min(1.0, 0.02 * 2 ** min(failures, 10))))
 

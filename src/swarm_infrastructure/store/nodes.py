@@ -1,0 +1,129 @@
+"""One Redis server, and the connections that this process has to it.
+
+redis-py 8 repeats a command ten times by itself and cuts reads at five seconds. Both are switched off: what is repeated
+is repeated by `Store.call`, and each call has a deadline of its own. (redis-py's own is an ``asyncio.wait_for`` around
+each write, which in Python 3.11 swallows a cancellation that comes as the write ends: a worker told to stop would go on.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from weakref import WeakSet
+
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
+
+from ..errors import ConfigurationError
+from ..redis_url import SCHEMES, server_group
+
+__all__ = ["Node", "without_password"]
+
+CONNECTIONS = 200  # of one process to one server, for calls
+
+
+def without_password(url: str) -> str:
+    """*url* as it may be shown: passwords replaced by ``***``."""
+    try:
+        group = server_group(url)
+    except ValueError:  # nobody can tell where a password is in it
+        return f"{url.partition('://')[0]}://***"
+    parts = urlsplit(url)
+    if group is not None:
+        parts = parts._replace(query="")  # the sentinels' password stands there
+    userinfo, at, host = parts.netloc.rpartition("@")
+    user, colon, _password = userinfo.partition(":")
+    if not colon:
+        return url if group is None else urlunsplit(parts)
+    return urlunsplit(parts._replace(netloc=f"{user}:***{at}{host}"))
+
+
+class _PackedInC:
+    """Packs commands with hiredis: redis-py's asyncio connections do it in Python, at half the cost of a whole batch."""
+
+    _pack = HiredisRespSerializer().pack
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = self._pack(*args)
+        return packed
+
+
+class _TcpConnection(_PackedInC, Connection):
+    pass
+
+
+class _TlsConnection(_PackedInC, SSLConnection):
+    pass
+
+
+class _UnixConnection(_PackedInC, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
+
+
+class Node:
+    """The clients of one server: for calls, for leases, for reads that block, and connections that listen.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        connect_s: how long a connection may take to stand.
+    """
+
+    def __init__(self, url: str, *, connect_s: float) -> None:
+        self.url, self.shown, self._connect_s = url, without_password(url), connect_s
+        # redis-py refuses a call that finds every connection busy; ours wait for their turn
+        self.turns, self.lease_turn = asyncio.Semaphore(CONNECTIONS), asyncio.Semaphore(1)
+        # protocol= is left alone: naming it changes the shape of redis-py's answers
+        self.commands = Redis.from_pool(self._pool(max_connections=CONNECTIONS))
+        self.leases = Redis.from_pool(self._pool(max_connections=1))
+        self.blocking = Redis.from_pool(self._pool(max_connections=CONNECTIONS))
+        self._listening = self._pool(protocol=3)
+        self._listeners: WeakSet[Connection] = WeakSet()
+
+    def __repr__(self) -> str:
+        return f"Node({self.shown!r})"
+
+    def listener(self) -> Connection:
+        """A connection for pub/sub, of RESP3, that does not stand yet; its user closes it."""
+        connection: Connection = self._listening.make_connection()  # type: ignore[no-untyped-call]
+        self._listeners.add(connection)
+        return connection
+
+    def sever(self) -> None:
+        """Cut every connection, as a network would: what is under way fails."""
+        pools = [client.connection_pool for client in (self.commands, self.leases, self.blocking)]
+        for connection in [*self._listeners, *(each for pool in pools for each in pool._in_use_connections)]:
+            if connection._writer is not None:
+                connection._writer.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for client in (self.commands, self.leases, self.blocking):
+            await client.aclose()
+
+    def _pool(self, **options: Any) -> ConnectionPool:
+        try:
+            pool = ConnectionPool.from_url(
+                self.url,
+                socket_timeout=None,
+                socket_connect_timeout=self._connect_s,
+                retry=Retry(NoBackoff(), 0),
+                retry_on_error=[],
+                health_check_interval=0,
+                **options,
+            )
+            pool.connection_class = _CONNECTIONS[pool.connection_class]
+            return pool
+        except ValueError as error:
+            raise ConfigurationError(
+                f"REDIS_URL: found {self.shown!r}, needed {SCHEMES} ({error}); correct it"
+            ) from error
