@@ -12,15 +12,18 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakSet
 
+from redis import Redis as SyncRedis
+from redis import exceptions as refused
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
+from redis.retry import Retry as SyncRetry
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, StoreUnavailableError
 from ..redis_url import SCHEMES, server_group
 
-__all__ = ["Node", "without_password"]
+__all__ = ["Node", "ask_once", "without_password"]
 
 CONNECTIONS = 200  # of one process to one server, for calls
 
@@ -39,6 +42,22 @@ def without_password(url: str) -> str:
     if not colon:
         return url if group is None else urlunsplit(parts)
     return urlunsplit(parts._replace(netloc=f"{user}:***{at}{host}"))
+
+
+def ask_once(url: str, *words: str | int, timeout_s: float = 5.0) -> Any:
+    """The answer to one command, for code that runs no event loop: what sets servers up.
+
+    Raises:
+        StoreUnavailableError: there is none within *timeout_s*, or it is an error; with what it says.
+    """
+    client = SyncRedis.from_url(
+        url, socket_timeout=timeout_s, retry=SyncRetry(NoBackoff(), 0), decode_responses=True
+    )
+    with client:
+        try:
+            return client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except (refused.RedisError, OSError) as error:
+            raise StoreUnavailableError(without_password(url), f"{words[0]}: {error}") from error
 
 
 class _PackedInC:

@@ -184,7 +184,7 @@ class _Sentinels(_Looked):
             await self._sentinels.aclose()
 
     async def _find(self) -> None:
-        host, port = await self._sentinels.discover_master(self._group.master)  # type: ignore[no-untyped-call]
+        host, port = await self._sentinels.discover_master(self._group.master)
         found = (str(host), int(port))
         if self._master not in (None, found):
             log.warning("another Redis is the master now", master=f"{host}:{port}", name=self._group.master)

