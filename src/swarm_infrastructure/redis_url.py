@@ -7,7 +7,7 @@ Owns ``redis+sentinel://`` and ``redis+cluster://`` (and ``rediss+…`` for TLS)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -15,7 +15,7 @@ __all__ = ["SCHEMES", "ServerGroup", "server_group"]
 
 SCHEMES = "redis://, rediss:// or unix://, redis+sentinel:// or redis+cluster://"
 _GROUP = re.compile(
-    r"redis(?P<tls>s?)\+(?P<kind>sentinel|cluster)://((?P<login>[^/?#]*)@)?(?P<hosts>[^/?#@]*)(?P<path>[^?#]*)(\?(?P<query>[^#]*))?"
+    r"redis(?P<tls>s?)\+(?P<kind>sentinel|cluster)://((?P<login>[^/?#@]*)@)?(?P<hosts>[^/?#@]*)(?P<path>(/[^?#]*)?)(\?(?P<query>[^#]*))?"
 )
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+)(:(\d{1,5}))?")
 _PORTS = {"sentinel": 26379, "cluster": 6379}
@@ -29,11 +29,11 @@ class ServerGroup:
     hosts: tuple[tuple[str, int], ...]  #: of sentinels, or of some nodes of a cluster
     master: str  #: the name under which the sentinels know it; "" in a cluster
     scheme: str  #: of one server among them: redis or rediss
-    login: str  #: ``user:password@`` of those servers, quoted as in the URL, or ""
+    login: str = field(repr=False)  #: ``user:password@`` of those servers, quoted as in the URL, or ""
     db: int
-    query: str  #: redis-py's options for those servers
+    query: str = field(repr=False)  #: redis-py's options for those servers
     sentinel_username: str | None
-    sentinel_password: str | None
+    sentinel_password: str | None = field(repr=False)
 
     def url_of(self, host: str, port: int) -> str:
         """The URL of one of its servers."""

@@ -355,6 +355,8 @@ async def test_a_handler_that_waits_for_what_is_cancelled_hears_the_next_message
 async def test_a_server_that_accepts_and_says_nothing_is_left_after_a_while(
     redis_server: RedisServer, store: Store, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
+    if not redis_server.url.startswith("unix://"):
+        pytest.skip("a cluster's addresses lead past whoever stands between")
     monkeypatch.setattr("swarm_infrastructure.store.subscription.CONNECT_S", 0.1)
     silent, accepted, ends = True, 0, list[Any]()
     real = redis_server.url.removeprefix("unix://").partition("?")[0]

@@ -41,6 +41,8 @@ def test_without_any_setting_the_defaults_of_the_docs_hold():
         "data_dir": Path(".swarm"),
         "store_timeout_s": 5,
         "store_retry_s": 20,
+        "durability": None,
+        "replicas": 1,
         "lease_s": None,
         "heartbeat_s": 10,
         "dead_after_s": 45,
@@ -78,6 +80,8 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
         "SWARM_DATA_DIR": "/var/lib/swarm",
         "SWARM_STORE_TIMEOUT_S": "2.5",
         "SWARM_STORE_RETRY_S": "0",
+        "SWARM_DURABILITY": "replica",
+        "SWARM_REPLICAS": "2",
         "SWARM_LEASE_S": "60",
         "SWARM_HEARTBEAT_S": "3",
         "SWARM_DEAD_AFTER_S": "9",
@@ -112,6 +116,7 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
     assert settings.redis_server == Path("/opt/valkey-server")
     assert (settings.namespace, settings.data_dir) == ("news.eu-1", Path("/var/lib/swarm"))
     assert (settings.store_timeout_s, settings.store_retry_s) == (2.5, 0)
+    assert (settings.durability, settings.replicas) == ("replica", 2)
     assert (settings.lease_s, settings.heartbeat_s, settings.dead_after_s, settings.shutdown_grace_s) == (60, 3, 9, 0)
     assert settings.tier_models == {"fast": ["a", "b"], "balanced": ["c"], "premium": ["d"]}
     assert (settings.openai_is_configured, settings.anthropic_is_configured) == (True, True)
@@ -183,6 +188,7 @@ def test_all_faults_are_named_at_once_with_what_was_found_and_what_was_needed(mo
         "REDIS_PORT: found 'many', needed a port, a number from 1 to 65535",
         "REDIS_TLS: found 'perhaps', needed 1 or 0 (true or false)",
         "REDIS_URL: found 'http://db', needed a URL that begins with redis://, rediss:// or unix://, "
+        "redis+sentinel:// or redis+cluster://, "
         "such as redis://localhost:6379/0 or unix:///run/redis.sock",
         "SWARM_DEAD_AFTER_S (5) must be longer than SWARM_HEARTBEAT_S (10)",
         "SWARM_ID: found 'a b', needed 1 to 64 of the characters A-Z a-z 0-9 _ . -",
@@ -314,6 +320,58 @@ def test_a_password_is_never_part_of_what_is_printed():
     settings = Settings.load(redis_url="redis://:hush@db", redis_password="hush")
 
     assert "hush" not in repr(settings) + str(settings) + str(settings.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"durability": "replica"}, "SWARM_DURABILITY (replica) needs a Redis that has replicas"),
+        ({"durability": "local", "replicas": 2}, "SWARM_REPLICAS (2) counts only with SWARM_DURABILITY=replica"),
+        ({"replicas": 3}, "SWARM_REPLICAS (3) counts only with SWARM_DURABILITY=replica"),
+        (
+            {"redis_url": "redis://db", "durability": "replica", "replicas": 0},
+            "SWARM_REPLICAS: found 0, needed a whole",
+        ),
+        ({"durability": "always"}, "SWARM_DURABILITY: found 'always', needed local or replica"),
+    ],
+)
+def test_a_durability_that_can_not_be_kept_is_named(given, said):
+    assert said in fault_of(**given)
+
+
+@pytest.mark.parametrize("word", ["local", "LOCAL"])
+def test_the_private_server_keeps_what_local_asks_for(word):
+    assert Settings.load(durability=word).durability == "local"
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis+sentinel://me:hush@a:1,b:2/main/3", "redis+sentinel://***@a:1,b:2/main/3"),
+        ("redis+sentinel://a,[::1]:2/my.master-1", "redis+sentinel://a,[::1]:2/my.master-1"),
+        ("rediss+cluster://:hush@a:1,b:2", "rediss+cluster://***@a:1,b:2"),
+        ("redis+sentinel://a/main?sentinel_password=hush", "redis+sentinel://a/main?***"),
+    ],
+)
+def test_several_servers_can_be_named_by_one_url(url, masked):
+    assert Settings.load(redis_url=url).redis_url_from_env() == url
+    assert masked_url(url) == masked
+
+
+@pytest.mark.parametrize(
+    ("url", "needed"),
+    [
+        ("redis+sentinel://a:1,b:2", "the master's name after the hosts"),
+        ("redis+sentinel://a:1/main/x", "a number as the database"),
+        ("redis+sentinel://a:1:2/main", "host or host:port"),
+        ("redis+cluster://a:1,,b:2", "host or host:port"),
+        ("redis+cluster://a:70000", "a port from 1 to 65535"),
+        ("redis+cluster://a/3", "no database"),
+        ("redis+cluster://hu@sh@a", "%-codes"),
+    ],
+)
+def test_a_url_of_several_servers_that_is_none_is_named(url, needed):
+    assert needed in fault_of(redis_url=url)
 
 
 def test_a_masked_url_still_says_which_server_it_is():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,10 +116,12 @@ async def _redis(settings: Settings) -> AsyncIterator[Check]:
             )  # fmt: skip
             return
         async with open_session(check=False) as session:
-            info = await session.store.info()
+            servers = await session.store.info_of_each()
             yield Check(check="redis", state="ok", found=f"{session.located.how}, {session.store.shown}")
-            for check in (_version(info), _policy(info), _persistence(info)):
-                yield check
+            for shown, info in servers.items():
+                for check in (_version(info), _policy(info), _persistence(info), _durability(settings, info)):
+                    behind = "" if shown == session.store.shown else f" ({shown})"
+                    yield replace(check, found=check.found + behind)
             for look in (_functions, _clock, _boards, _agents):
                 try:
                     async for check in look(session):
@@ -162,6 +164,35 @@ def _persistence(info: dict[str, Any]) -> Check:
         found = "the append-only file can't be written"
         return Check(check="persistence", state="fail", found=found, step="make room on Redis' disk", code=3)
     return Check(check="persistence", state="ok", found="append-only file")
+
+
+def _durability(settings: Settings, info: dict[str, Any]) -> Check:
+    level, check = settings.durability, "durability"
+    if level is None:
+        return Check(
+            check=check, state="ok", found="none declared: an answered call is as safe as this server keeps it"
+        )
+    if not info.get("aof_enabled"):
+        return Check(
+            check=check, state="fail", found=f"{level}, but there is no append-only file", code=3,
+            step="redis-cli CONFIG SET appendonly yes, and the same in redis.conf",
+        )  # fmt: skip
+    if level == "local":
+        return Check(check=check, state="ok", found="local: answered calls outlive a killed Redis")
+    names = (f"slave{number}" for number in range(int(info.get("connected_slaves", 0))))
+    following = sum(info.get(name, {}).get("state") == "online" for name in names)
+    if following < settings.replicas:
+        return Check(
+            check=check, state="fail", found=f"replica, but {following} of {settings.replicas} replicas follow it", code=3,
+            step="start them, or lower SWARM_REPLICAS; until then calls that write are not answered",
+        )  # fmt: skip
+    found = f"replica: answered calls that write are with {settings.replicas} of {following} replicas"
+    if "min_slaves_good_slaves" in info:
+        return Check(check=check, state="ok", found=found)
+    step = (
+        f"redis-cli CONFIG SET min-replicas-to-write {settings.replicas}: then a master without them takes in nothing"
+    )
+    return Check(check=check, state="warn", found=found, step=step)
 
 
 async def _functions(session: Session) -> AsyncIterator[Check]:

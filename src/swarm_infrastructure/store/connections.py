@@ -178,7 +178,7 @@ class Store:
         """Send a plain command that may be repeated (a read, or a write that lands the same twice).
 
         A write waits for replicas like a function's, unless it is sent *once*: then it is a hint. In a cluster a command
-        that names none of our keys goes to every primary: the answers are one list if they are lists, else the first.
+        that names none of our keys goes to every primary: lists are joined, numbers added up, else the first answer counts.
         """
         key = _key_of(parts)
         copied = key if self.replicas and not once and str(parts[0]).upper() not in _READS else None
@@ -193,7 +193,8 @@ class Store:
             if key is not None:
                 return await self._ask(key, send)
             answers = await self._ask_all(send)
-            return sum(answers[1:], answers[0]) if isinstance(answers[0], list) else answers[0]
+            first, *others = answers
+            return sum(others, first) if type(first) in (list, int) else first
 
         try:
             return await self._insist(ask, once=once)

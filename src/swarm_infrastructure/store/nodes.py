@@ -50,9 +50,7 @@ def ask_once(url: str, *words: str | int, timeout_s: float = 5.0) -> Any:
     Raises:
         StoreUnavailableError: there is none within *timeout_s*, or it is an error; with what it says.
     """
-    client = SyncRedis.from_url(
-        url, socket_timeout=timeout_s, retry=SyncRetry(NoBackoff(), 0), decode_responses=True
-    )
+    client = SyncRedis.from_url(url, socket_timeout=timeout_s, retry=SyncRetry(NoBackoff(), 0), decode_responses=True)
     with client:
         try:
             return client.execute_command(*words)  # type: ignore[no-untyped-call]

@@ -41,9 +41,8 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | Redis
     Tests share it, so each should use a namespace of its own.
     """
     from swarm_infrastructure.testing.redis_groups import RedisCluster
-    from swarm_infrastructure.testing.redis_server import RedisServer
+    from swarm_infrastructure.testing.redis_server import ONE_OF, RedisServer
 
     kind = request.config.getoption("--redis-kind")
-    clustered = {"cluster": "valkey", "redis-cluster": "redis"}.get(kind)
-    with RedisCluster(clustered) if clustered else RedisServer(kind) as server:
+    with RedisCluster(ONE_OF[kind]) if kind in ONE_OF else RedisServer(kind) as server:
         yield server

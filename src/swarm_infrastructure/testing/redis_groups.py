@@ -78,7 +78,9 @@ class SentinelGroup:
         try:
             for server in self.servers:
                 server.start()
-                self._ask(server, "ACL", "SETUSER", "replica", "on", f">{self._password}", "+psync", "+replconf", "+ping")
+                self._ask(
+                    server, "ACL", "SETUSER", "replica", "on", f">{self._password}", "+psync", "+replconf", "+ping"
+                )
                 self._ask(server, "ACL", "SETUSER", "sentinel", "on", f">{self._password}", "allchannels", "+@all")
             master, *replicas = self.servers
             for replica in replicas:

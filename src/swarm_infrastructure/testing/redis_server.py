@@ -22,6 +22,7 @@ from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError
 
 __all__ = ["RedisServer", "available_servers", "server_binary"]
 
+ONE_OF = {"cluster": "valkey", "redis-cluster": "redis"}  # where a run is on a cluster, one server is one of its kind
 START_S = 15.0  # 0.04 to 0.6 s were measured, the rest is for a machine that runs other tests too
 STOP_S = 10.0
 SOCKET_PATH_BYTES = 100  # see store.embedded
@@ -210,6 +211,7 @@ def server_binary(kind: str) -> Path:
     # Here: redis-py is not to be imported by every run of pytest in an environment that has this package.
     from swarm_infrastructure.store.embedded import binary_on_path, bundled_binary
 
+    kind = ONE_OF.get(kind, kind)
     if kind not in ("valkey", "redis"):
         raise ConfigurationError(f"a server for tests: found kind {kind!r}, needed 'valkey' or 'redis'")
     binary = bundled_binary() if kind == "valkey" else binary_on_path("redis-server")
