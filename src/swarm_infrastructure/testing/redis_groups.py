@@ -72,12 +72,20 @@ class SentinelGroup:
     @property
     def url(self) -> str:
         """For a store: ``redis+sentinel://...``."""
-        return f"redis+sentinel://{','.join(f'127.0.0.1:{each.port}' for each in self._sentinels)}/{self.MASTER}"
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self._sentinels)
+        return f"redis+sentinel://:{self._password}@{hosts}/{self.MASTER}"
+
+    def url_of(self, server: RedisServer) -> str:
+        """For a store that knows of no sentinels: ``redis://...``."""
+        return f"redis://:{self._password}@127.0.0.1:{server.port}"
 
     def __enter__(self) -> Self:
+        from swarm_infrastructure.store.nodes import ask_once
+
         try:
             for server in self.servers:
                 server.start()
+                ask_once(server.url, "ACL", "SETUSER", "default", "resetpass", f">{self._password}")
                 self._ask(
                     server, "ACL", "SETUSER", "replica", "on", f">{self._password}", "+psync", "+replconf", "+ping"
                 )
@@ -124,9 +132,9 @@ class SentinelGroup:
         lines = [facts.get(f"slave{number}", {}) for number in range(len(self.servers))]
         return sum(line.get("state") == "online" for line in lines)
 
-    def isolate(self, server: RedisServer) -> None:
-        """Cut *server* off from replicas and sentinels; its other clients notice nothing."""
-        for user in ("replica", "sentinel"):
+    def isolate(self, server: RedisServer, *, sentinels: bool = True) -> None:
+        """Cut *server* off from replicas, and from sentinels too; its other clients notice nothing."""
+        for user in ("replica", "sentinel") if sentinels else ("replica",):
             self._ask(server, "ACL", "SETUSER", user, "off")
             with contextlib.suppress(StoreUnavailableError):
                 self._ask(server, "CLIENT", "KILL", "USER", user)
@@ -147,7 +155,7 @@ class SentinelGroup:
     def _ask(self, server: RedisServer, *words: str | int) -> Any:
         from swarm_infrastructure.store.nodes import ask_once
 
-        return ask_once(server.url, *words)
+        return ask_once(self.url_of(server), *words)
 
     def _knows_all(self, sentinel: _Sentinel) -> bool:
         facts = sentinel.ask("SENTINEL", "MASTER", self.MASTER)
