@@ -269,7 +269,9 @@ class Store:
             if copied is not None:
                 closing.append(("FCALL", PREFIX + "mark", 1, mark_beside(copied)))
                 closing.append(("WAIT", self.replicas, max(1, round(self.timeout_s * WAIT_SHARE * 1000))))
-            for parts in (*opening, *many, *closing):
+            # a name in bytes has no shape: redis-py would give one to the word QUEUED, too
+            raw = [(str(parts[0]).encode(), *parts[1:]) for parts in many] if together else many
+            for parts in (*opening, *raw, *closing):
                 pipeline.execute_command(*parts)
             answers = await pipeline.execute(raise_on_error=False)
         for answer in answers:
