@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,10 +36,13 @@ def group(request: pytest.FixtureRequest) -> Iterator[SentinelGroup]:
 @pytest.fixture
 async def sure(group: SentinelGroup) -> AsyncIterator[Blackboard]:
     """A board whose calls are answered when the replica has them."""
-    store = Store(group.url, durability="replica", timeout_s=1.0, retry_s=0)
+    store = Store(
+        group.url, durability="replica", timeout_s=1.0
+    )  # a replica that stood still may have to catch up first
     async with store:
         await store.command("FLUSHALL")
         async with Blackboard(store, job_board("jobs"), namespace="test") as board:
+            store.retry_s = 0
             yield board
 
 
@@ -147,7 +153,7 @@ async def test_a_replica_that_comes_back_in_time_costs_nothing(group: SentinelGr
 
 
 async def test_more_replicas_than_there_are_is_said(group: SentinelGroup) -> None:
-    async with Store(group.url, durability="replica", replicas=2, timeout_s=0.3, retry_s=0) as store:
+    async with Store(group.url, durability="replica", replicas=2, timeout_s=1.0, retry_s=0) as store:
         with pytest.raises(StoreUnavailableError, match="1 of 2 replicas have the call"):
             async with Blackboard(store, job_board("jobs"), namespace="many"):
                 pytest.fail("there is one replica")
@@ -178,3 +184,45 @@ async def test_without_memory_what_drains_is_still_confirmed(sure: Blackboard) -
     finally:
         await sure.store.command("CONFIG", "SET", "maxmemory", 0)
     assert (await sure.get("a")).status == "done"
+
+
+# --- the doctor -------------------------------------------------------------------------------------------------------
+
+
+async def examine(url: str, **variables: str) -> tuple[int, dict[str, Any]]:
+    """What ``swarm doctor`` says of the durability of the Redis at *url*."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SWARM_", "REDIS_"))}
+    doctor = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "swarm_infrastructure", "doctor", "-o", "json",
+        env=kept | {"REDIS_URL": url} | variables, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    out, _ = await doctor.communicate()
+    [found] = [check for check in json.loads(out) if check["check"] == "durability"]
+    return doctor.returncode or 0, found
+
+
+@pytest.mark.parametrize(
+    ("level", "replicas", "state", "said"),
+    [
+        ("", "1", "ok", "none declared"),
+        ("local", "1", "ok", "outlive a killed Redis"),
+        ("replica", "1", "warn", "with 1 of 1 replicas"),  # nothing makes that master refuse without its replica
+        ("replica", "2", "fail", "1 of 2 replicas follow it"),
+    ],
+)
+async def test_the_doctor_shows_the_level_and_whether_the_server_keeps_it(
+    group: SentinelGroup, sure: Blackboard, level: str, replicas: str, state: str, said: str
+) -> None:
+    code, found = await examine(group.url, SWARM_DURABILITY=level, SWARM_REPLICAS=replicas)
+
+    assert (found["state"], said in found["found"]) == (state, True), found
+    assert code == (3 if state == "fail" else 0)
+    assert ("min-replicas-to-write 1" in found["step"]) == (state == "warn")
+
+
+async def test_the_doctor_names_a_level_that_a_server_without_a_file_can_not_keep(kind: str) -> None:
+    with RedisServer(kind) as server:
+        code, found = await examine(server.url, SWARM_DURABILITY="local")
+
+    assert (code, found["state"]) == (3, "fail")
+    assert "appendonly yes" in found["step"]
