@@ -7,7 +7,7 @@ PROCESSES ?= 1
 BUDGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit suites mutants faults faults-table bench litellm clean
+.PHONY: help demo test lint types layers unit suites cluster mutants faults faults-table bench litellm clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ suites: .venv/.ready-test
 		echo "$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind redis tests/integration tests/properties tests/faults"; \
 		$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind redis tests/integration tests/properties tests/faults; \
 	else echo "no redis-server here: tested on the bundled Valkey alone"; fi
+
+cluster: .venv/.ready-test  ## the board, its money and the bus on a cluster of three
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --redis-kind cluster tests/integration --ignore tests/integration/test_cli.py \
+		--ignore tests/integration/test_cli_bus.py --ignore tests/integration/test_cli_models.py
 
 mutants: .venv/.ready-test  ## delete each guard in the Lua, one at a time: some test must notice
 	$(BIN)/python tests/mutants.py

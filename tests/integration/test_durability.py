@@ -16,7 +16,7 @@ from given import Tape, given_claim, given_item, in_time
 from swarm_infrastructure.blackboard import Blackboard, job_board
 from swarm_infrastructure.errors import SectionFullError, ServerUnfitError, StoreUnavailableError
 from swarm_infrastructure.keys import mark_beside
-from swarm_infrastructure.store import Store
+from swarm_infrastructure.store import Store, assemble
 from swarm_infrastructure.testing import RedisServer, SentinelGroup
 
 
@@ -226,3 +226,7 @@ async def test_the_doctor_names_a_level_that_a_server_without_a_file_can_not_kee
 
     assert (code, found["state"]) == (3, "fail")
     assert "appendonly yes" in found["step"]
+
+
+def test_what_writes_nothing_is_known_from_the_lua() -> None:
+    assert assemble().readers == {"digest", "list_debates", "query", "read_items"}

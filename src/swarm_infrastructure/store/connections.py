@@ -56,7 +56,7 @@ _FATAL = (refused.AuthenticationError, refused.AuthorizationError)  # subclasses
 _PASSING_WORDS = ("BUSY ", "LOADING", "UNKILLABLE", "MASTERDOWN", "NOREPLICAS", "MISCONF", "UNBLOCKED")
 # Plain commands that change nothing, so that no replica needs to have them; any other one is taken for a write.
 _READS = frozenset(
-    ["EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSCAN", "LLEN", "LRANGE", "MGET", "PTTL",
+    ["EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSCAN", "HVALS", "LLEN", "LRANGE", "MGET", "PTTL",
      "SMEMBERS", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZCOUNT", "ZRANGE",
      "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"]
 )  # fmt: skip

@@ -130,7 +130,8 @@ class SentinelGroup:
         """How many replicas follow *server* and have all that it has sent."""
         facts = self._ask(server, "INFO", "replication")
         lines = [facts.get(f"slave{number}", {}) for number in range(len(self.servers))]
-        return sum(line.get("state") == "online" for line in lines)
+        sent = facts["master_repl_offset"]
+        return sum(line.get("state") == "online" and line["offset"] == sent for line in lines)
 
     def isolate(self, server: RedisServer, *, sentinels: bool = True) -> None:
         """Cut *server* off from replicas, and from sentinels too; its other clients notice nothing."""
