@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from arena import LONG, ROUNDS, SEED
 from lab import HERE
 
 from swarm_infrastructure import Blackboard, Submission, job_board
@@ -26,8 +26,9 @@ from swarm_infrastructure.cost_manager.ledger import Ledger
 from swarm_infrastructure.errors import ClaimLostError, UnavailableError
 from swarm_infrastructure.store import Store
 
-ROUNDS = int(os.environ.get("SWARM_FAULT_ROUNDS", "2"))
-SEED = int(os.environ.get("SWARM_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+__all__ = [
+    "LONG", "RECOVERY_S", "ROUNDS", "SEED", "Fate", "Load", "check", "fate_of", "report",
+]  # fmt: skip
 RECOVERY_S = 10.0  # from the loss of a master to the first answer of the next one: F13
 LEASE_S = 2.0
 BOARD = job_board("jobs", max_attempts=0, max_crashes=0, lease_s=LEASE_S)
@@ -172,9 +173,10 @@ async def check(store: Store, namespace: str) -> None:
 
 
 def report(test: str, **facts: Any) -> None:
-    """A line of JSON for ``results/``, where ``SWARM_FAULT_RESULTS`` asks for it."""
+    """Keep what a test found; see ``table.py`` for the words."""
     if os.environ.get("SWARM_FAULT_RESULTS"):
+        line = {"test": test, "seed": SEED, "rounds": ROUNDS, "lease_s": LEASE_S, **facts, "audit": "clean"}
         folder = HERE / "results"
         folder.mkdir(exist_ok=True)
         with (folder / "faults.jsonl").open("a") as file:
-            file.write(json.dumps({"test": test, "seed": SEED, "rounds": ROUNDS, **facts}) + "\n")
+            file.write(json.dumps(line) + "\n")

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from group_lab import ROUNDS, SEED, Load, check, report
+from group_lab import LONG, SEED, Load, check, report
 
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
 
 pytestmark = pytest.mark.timeout(3600)
 TAIL_BYTES = 64 * 1024
-OFFSETS = 300 if ROUNDS > 2 else 20
+OFFSETS = 300 if LONG else 20
 NAMESPACE = "cut"
 
 
@@ -59,5 +59,5 @@ async def test_a_file_cut_anywhere_holds_whole_calls_only(
                 held.append(int(await store.command("HLEN", f"swarm:{{{NAMESPACE}:jobs}}:items")))
     assert held == sorted(held, reverse=True), f"a shorter file holds no more (seed {SEED})"
     assert held[-1] < held[0], "the cuts took something away"
-    report("append-only file cut", server=kind, offsets=len(held), tail_bytes=TAIL_BYTES, breaches=0,
+    report("append-only file cut", fault="F6", server=kind, n=len(held), lost=0, tail_bytes=TAIL_BYTES,
            items_after_the_first_cut=held[0], items_after_the_last=held[-1])  # fmt: skip

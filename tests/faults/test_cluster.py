@@ -42,7 +42,7 @@ async def test_a_node_without_the_library_is_given_it_by_the_first_call(cluster:
         for server in cluster.primaries:
             assert cluster.ask(server, "FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
         assert (await fate_of(load, store)).lost == 0
-    report("cluster: library missing", server=cluster.kind, lost=0)
+    report("cluster: library missing on its primaries", fault="F15", n=2, server=cluster.kind, lost=0)
 
 
 async def test_a_slot_that_moves_under_load_loses_nothing(cluster: RedisCluster) -> None:
@@ -72,8 +72,8 @@ async def test_a_slot_that_moves_under_load_loses_nothing(cluster: RedisCluster)
     assert (fate.lost, fate.completed_twice, fate.claims_twice) == (0, 0, 0), f"{fate} (seed {SEED})"
     assert heard == list(range(ROUNDS))
     assert max(silences) <= RECOVERY_S
-    report("cluster: slots moved", server=cluster.kind, moves=moves, answered=answered, lost=0,
-           unanswered_calls=load.unanswered, unanswered_max_s=round(max(silences), 3))  # fmt: skip
+    report("cluster: slots moved under load", fault="F15", server=cluster.kind, n=answered, lost=0, accepted_twice=0, moves=moves,
+           unanswered_calls=load.unanswered, recovery_max_s=round(max(silences), 3))  # fmt: skip
 
 
 async def test_a_killed_primary_is_replaced_and_at_level_replica_nothing_is_lost(cluster: RedisCluster) -> None:
@@ -101,6 +101,6 @@ async def test_a_killed_primary_is_replaced_and_at_level_replica_nothing_is_lost
         )
     assert (fate.lost, fate.completed_twice, fate.claims_twice) == (0, 0, 0), f"{fate} (seed {SEED})"
     assert silence_s <= RECOVERY_S
-    report("cluster: primary killed", server=cluster.kind, lost_at_local=fate_of_other.lost, lost_at_replica=0,
-           answered_at_replica=len(load.completed) + len(load.submitted) + len(load.settled),
-           unanswered_calls=load.unanswered + other.unanswered, unanswered_max_s=round(silence_s, 3))  # fmt: skip
+    report("cluster: primary killed", fault="F15", server=cluster.kind, lost=0, accepted_twice=0,
+           n=len(load.completed) + len(load.submitted) + len(load.settled), lost_at_local=fate_of_other.lost,
+           unanswered_calls=load.unanswered + other.unanswered, recovery_max_s=round(silence_s, 3))  # fmt: skip

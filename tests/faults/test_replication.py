@@ -76,7 +76,15 @@ async def test_at_level_replica_nothing_that_was_answered_is_lost_with_the_maste
             told["unanswered_calls"] += load.unanswered
     assert max(silences) <= RECOVERY_S, f"{silences} (seed {SEED})"
     how = "parted" if parted else "killed"
-    report(f"master {how}", server=kind, **told, unanswered_max_s=round(max(silences), 3))
+    report(
+        f"master {how}, SWARM_DURABILITY=replica", fault="F13", server=kind, n=told["answered_at_replica"],
+        lost=told["lost_at_replica"], accepted_twice=told["completed_twice_at_replica"],
+        recovery_max_s=round(max(silences), 3), unanswered_calls=told["unanswered_calls"],
+    )  # fmt: skip
+    report(
+        f"master {how}, SWARM_DURABILITY=local", fault="F13", server=kind, n=told["answered_at_local"],
+        lost=told["lost_at_local"], accepted_twice=told["completed_twice_at_local"],
+    )  # fmt: skip
 
 
 async def test_a_failover_that_forgets_claims_gives_out_no_token_again(kind: str) -> None:
@@ -109,7 +117,7 @@ async def test_a_failover_that_forgets_claims_gives_out_no_token_again(kind: str
                 assert load.refused == 0
                 await check(store, "f14")
                 refused, after = refused + len(forgotten), after + len(again)
-    report("failover that forgets claims", server=kind, claims_after=after, tokens_not_above_the_last=0,
+    report("failover that forgets claims", fault="F14", server=kind, n=after, tokens_not_above_the_last=0,
            stale_endings_refused=refused)  # fmt: skip
 
 
