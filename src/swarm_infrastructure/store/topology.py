@@ -98,6 +98,7 @@ class _Looked:
     def __init__(self, group: ServerGroup, *, timeout_s: float, random: chance.Random) -> None:
         self._group, self._timeout_s, self._random = group, timeout_s, random
         self._servers: dict[Address, Node] = {}
+        self._gone: list[Node] = []  # the last to be left, until their connections can be closed
         self._doubtful = True
         self._doubted: set[Address] = set()  # since the last look: to be asked last
         self._look: asyncio.Task[None] | None = None
@@ -113,9 +114,10 @@ class _Looked:
         if self._look is not None:
             self._look.cancel()
             await asyncio.gather(self._look, return_exceptions=True)
-        for server in self._servers.values():
+        for server in [*self._servers.values(), *self._gone]:
             await server.close()
         self._servers.clear()
+        self._gone.clear()
         self._doubtful = True
 
     async def _be_sure(self) -> None:
@@ -145,12 +147,13 @@ class _Looked:
         return self._servers[address]
 
     async def _keep_only(self, addresses: set[Address]) -> None:
-        for address in set(self._servers) - addresses:
-            gone = self._servers.pop(address)
-            gone.sever()  # its calls fail, and are repeated where the work is now
-            with contextlib.suppress(refused.RedisError, OSError):
-                for client in (gone.commands, gone.leases, gone.blocking):
-                    await client.connection_pool.disconnect(inuse_connections=False)
+        gone = [self._servers.pop(address) for address in set(self._servers) - addresses]
+        for server in gone:
+            server.sever()  # its calls fail, and are repeated where the work is now
+        if gone:
+            self._gone, earlier = gone, self._gone
+            for server in earlier:  # nobody is left there; of the others each still hands its connection back
+                await server.close()
 
 
 class _Sentinels(_Looked):
