@@ -730,3 +730,15 @@ async def test_submissions_and_claims_at_once_lose_nothing(board: Blackboard) ->
     _, *done = await in_time(asyncio.gather(submit(), *(work(f"w{n}") for n in range(4))), 20)
 
     assert sorted(name for each in done for name in each) == sorted(names)
+
+
+async def test_an_item_that_waits_for_its_next_attempt_is_claimed_at_once_by_who_asks_for_that(
+    board: Blackboard,
+) -> None:
+    claimed = await given_claim(board)
+    await board.fail(claimed.claim, "not yet", retry_in_s=60)
+    assert await board.claims.claim_item("a", "worker_2") is None
+    taken = await board.claims.claim_item("a", "worker_2", delayed=True)
+    assert taken is not None
+    assert (taken.item.holder, taken.item.attempts) == ("worker_2", 2)
+    assert await board.complete(taken.claim) > taken.item.version

@@ -364,20 +364,17 @@ class Runner:
         """Claim an item that another agent failed with, as soon as it can be claimed. What is no item of the board is for
         handlers of the agent's own."""
         agent, board, loop = self.agent, self._swarm.blackboard, asyncio.get_running_loop()
-        gives_up_at, pause_s, offered = loop.time() + ASSIGNED_S, 0.05, False
+        gives_up_at, pause_s = loop.time() + ASSIGNED_S, 0.05
         while not self._stopping.is_set() and loop.time() < gives_up_at:
             try:
                 item = await board.find(item_id)
                 if item is None or not (item.holder or board.board.is_ready(item.section, item.status)):
                     return
-                claimed = await board.claims.claim_item(item_id, agent.agent_id, role=agent.role)
+                # also if it waits for its next attempt: we are that
+                claimed = await board.claims.claim_item(item_id, agent.agent_id, role=agent.role, delayed=True)
                 if claimed is not None:
                     self._take(claimed, agent.parser())
                     return
-                if not item.holder and not offered:  # it waits for its next attempt: we are that
-                    offered = True
-                    await board.retry(item_id, agent=agent.agent_id, reason="handed over")
-                    continue
             except RefusedError as error:  # somebody was quicker, or it is no id of an item
                 log.debug("not taken over", item=item_id, agent=agent.agent_id, why=str(error))
             except UnavailableError as error:

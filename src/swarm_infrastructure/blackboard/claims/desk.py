@@ -197,8 +197,9 @@ class ClaimDesk:
         return None
 
     async def claim_item(
-        self, item_id: str, agent_id: str, *, role: str = "", lease_s: float | None = None, lanes: Sequence[str] = ()
-    ) -> Claimed | None:
+        self, item_id: str, agent_id: str, *, role: str = "", lease_s: float | None = None, lanes: Sequence[str] = (),
+        delayed: bool = False,
+    ) -> Claimed | None:  # fmt: skip
         """Claim one item by its id; None if it isn't ready, or somebody else holds it.
 
         Args:
@@ -207,6 +208,7 @@ class ClaimDesk:
             role: of the agent, for the gates.
             lease_s: the section's, if None.
             lanes: where the item may be; looked up if not given.
+            delayed: also if it waits for its time, as for its next attempt.
 
         Raises:
             ItemNotFoundError: there is no such item.
@@ -221,17 +223,17 @@ class ClaimDesk:
         section = self._board.section(lanes[0].split("/")[0])
         lease_s = section.lease_s if lease_s is None else lease_s
         asking = self._claim_item(
-            item_id, ClaimRequest(agent_id=agent_id, role=role, lanes=tuple(lanes), lease_s=lease_s)
+            item_id, ClaimRequest(agent_id=agent_id, role=role, lanes=tuple(lanes), lease_s=lease_s), delayed=delayed
         )
         return await self._or_hand_back(asking, lambda claimed: [claimed] if claimed else [])
 
-    async def _claim_item(self, item_id: str, request: ClaimRequest) -> Claimed | None:
+    async def _claim_item(self, item_id: str, request: ClaimRequest, *, delayed: bool) -> Claimed | None:
         agent_id, lease_s = request.agent_id, request.lease_s
         taken_at = asyncio.get_running_loop().time()
         answer = await self._store.call(
             "claim_item",
             [*self._claim_keys, *self._keys_of(request.lanes)],
-            [item_id, agent_id, request.role, int(lease_s * 1000), new_request()],
+            [item_id, agent_id, request.role, int(lease_s * 1000), new_request(), "1" if delayed else ""],
         )
         match answer:
             case [b"claimed", token, ends_ms, record, payload]:

@@ -1,7 +1,7 @@
 -- claim_item: give an agent the sole right to work on one item that it names.
 -- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 fence  7 gates  8 held  9 receipts  10 errors
 --          then per lane the item may be in: line, timed, bell, quarantine
--- ARGV     1 item  2 agent  3 role  4 lease_ms (> 0)  5 request
+-- ARGV     1 item  2 agent  3 role  4 lease_ms (> 0)  5 request  6 '1': also if it waits for its time
 -- Returns  {'claimed', token, lease_ends_ms, record, payload}   {'held', holder}   {'lane', lane}: not ready
 --          {'delayed', due_ms}   {'gate', reason}   {'missing'}
 -- Event    claimed
@@ -34,7 +34,7 @@ local function claim_item(keys, argv)
     reap(context, { lane }, 500) -- its lease ran out: a crash, and perhaps the last one it may have
     record = unpack_record(redis.call('HGET', context.items, id))
     if record.holder ~= '' or lane_of(record) ~= lane.name then return { 'lane', lane_of(record) } end -- guard: item_worn_out
-  elseif due_ms > now_ms then
+  elseif due_ms > now_ms and argv[6] ~= '1' then
     return { 'delayed', whole(due_ms) } -- guard: item_delayed
   end
 
