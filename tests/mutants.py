@@ -50,6 +50,8 @@ LIKELY = {
     **dict.fromkeys(("breaker", "backend"), "test_circuit_breaker.py"),
     **dict.fromkeys(("step", "answer", "reserve_replay", "reserve_answered", "delete_records"), "test_steps.py"),
     "checkpoint": "test_checkpoints.py", "held": "test_leases.py",
+    **dict.fromkeys(("trim_", "purge", "marks", "base", "forget_hashes"), "test_retention.py"),
+    **dict.fromkeys(("ledger", "prune"), "test_money_retention.py"),
     "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
     "schema": "test_schema_registry.py", "tell": "test_message_bus.py",
 }  # fmt: skip
@@ -58,7 +60,7 @@ FILES = (
     "test_waiting.py", "test_events.py", "test_registry.py", "test_locks.py", "test_queries.py", "test_news_board.py",
     "test_store.py", "test_money.py", "test_consensus.py", "test_topics.py", "test_processor.py", "test_timers.py",
     "test_schema_registry.py", "test_message_bus.py", "test_circuit_breaker.py", "test_steps.py", "test_checkpoints.py",
-    "test_audit_whole.py",
+    "test_audit_whole.py", "test_retention.py", "test_money_retention.py",
 )  # fmt: skip
 
 
@@ -91,6 +93,11 @@ EDITS = {
         "not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name",
         "not record",
     ),
+    "purge_kept": (" and outlived(rules, record, now_ms)", ""),
+    "marks_over": (" and tonumber(ends_ms) <= now_ms", ""),
+    "ledger_young": ("id_parts(row[1]) < now_ms - keep_ms", "false"),
+    "ledger_dropped": ("counters[i]", "true"),
+    "prune_item": (" or redis.call('HEXISTS', keys[4], task) == 1", ""),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
     "fail_worn_out": (" or worn_out(rules.limits(record.section), record)", ""),
     "end_twice": ("seen[claim.id] or ", ""),
@@ -117,6 +124,28 @@ HELD_TOKEN = "record.token ~= token or record.holder == ''"
 
 # No guards, but what they rest on: (file, what is there, what to put for it)
 DETAILS = {
+    # what goes and what is kept of it
+    "marks_for_ever": ("purge_marks.lua", "ends_ms ~= '0' and ", ""),
+    "marks_of_items": ("purge_marks.lua", "forget_mark(keys[2], id, page[i])", "local _"),
+    "purge_held": ("purge_items.lua", "record.holder ~= '' or ", ""),
+    "purge_answers": ("purge_items.lua", "own[#own + 1] = keys[k]", "local _"),
+    "forget_hashes": ("55_trims.lua", "redis.call('HDEL', key, unpack(ids))", "local _"),
+    "base_crash": ("trim_events.lua", "state.crashes = state.crashes + 1", "local _"),
+    "base_worn_out": (
+        "trim_events.lua",
+        " or (kind == 'quarantined' and string.sub(event.reason, 1, 13) == 'lease ended (')",
+        "",
+    ),
+    "base_attempt": ("trim_events.lua", "state.attempts = state.attempts + 1", "local _"),
+    "base_hand_back": ("trim_events.lua", "math.max(0, state.attempts - 1)", "state.attempts"),
+    "base_resets": ("trim_events.lua", "if RESETS[kind] then", "if false then"),
+    "base_end": ("trim_events.lua", "state.holder = ''\n  end", "end"),
+    "base_row": ("trim_events.lua", "row[3] or event.agent, row[4] or event.token", "event.agent, event.token"),
+    "base_gone": ("trim_events.lua", "redis.call('HDEL', context.base, unpack(gone))", "local _"),
+    "base_misfit_version": ("trim_events.lua", " and plus(state.version, 1) == version", ""),
+    "base_misfit_lane": ("trim_events.lua", " and state.lane == event.from", ""),
+    "trim_told": ("55_trims.lua", "redis.call('XADD', events", "type('XADD', events"),
+    "trim_rows": ("trim_events.lua", " or context.rows >= most then break", " then break"),
     # halves of conditions
     "end_token_only": ("end_claims.lua", ENDED_TOKEN, "record.token ~= claim.token"),
     "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "record.holder == ''"),

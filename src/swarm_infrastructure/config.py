@@ -78,6 +78,16 @@ class Settings(BaseSettings):
     lease_s: Seconds | None = Field(None, validation_alias="SWARM_LEASE_S")  #: None: what the board says
     heartbeat_s: Seconds = Field(10, validation_alias="SWARM_HEARTBEAT_S")  #: between an agent's signs of life
     dead_after_s: Seconds = Field(45, validation_alias="SWARM_DEAD_AFTER_S")  #: four missed heartbeats and some slack
+    events_keep: int = Field(  #: entries of a board's log; 0: all
+        200_000, validation_alias="SWARM_EVENTS_KEEP", ge=0, description="entries, a whole number, 0 for all"
+    )
+    events_keep_s: Seconds = Field(300, validation_alias="SWARM_EVENTS_KEEP_S")  #: younger ones stay, however many
+    ledger_keep: int = Field(  #: lines of the ledger, however young; 0: any number
+        500_000, validation_alias="SWARM_LEDGER_KEEP", ge=0, description="lines, a whole number, 0 for any number"
+    )
+    ledger_keep_days: int = Field(
+        40, validation_alias="SWARM_LEDGER_KEEP_DAYS", ge=1, description="days, a whole number of at least 1"
+    )
     shutdown_grace_s: SecondsOrZero = Field(25, validation_alias="SWARM_SHUTDOWN_GRACE_S")  #: under Kubernetes' 30 s
     global_daily_budget: float | None = Field(  #: dollars a day of the whole swarm; None: no limit
         None, validation_alias="GLOBAL_DAILY_BUDGET", ge=0, allow_inf_nan=False, description="dollars a day, 0 or more"
@@ -236,6 +246,17 @@ class Settings(BaseSettings):
                 f"SWARM_BUDGET_TZ: found {name!r}, needed {cls.model_fields['budget_tz'].description}"
             ) from error
         return name
+
+    @field_validator("events_keep_s")
+    @classmethod
+    def _outlast_a_repeated_call(cls, events_keep_s: float, info: ValidationInfo) -> float:
+        store_retry_s = info.data.get("store_retry_s")
+        if store_retry_s is not None and events_keep_s <= store_retry_s:
+            raise ValueError(
+                f"SWARM_EVENTS_KEEP_S ({events_keep_s:g}) must be longer than SWARM_STORE_RETRY_S ({store_retry_s:g}): "
+                "a call that is repeated looks itself up in the log"
+            )
+        return events_keep_s
 
     @field_validator("dead_after_s")
     @classmethod

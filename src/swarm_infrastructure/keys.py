@@ -100,6 +100,7 @@ class BoardKeys:
         self.results = prefix + "results"  #: hash: id → JSON that the last completion gave
         self.errors = prefix + "errors"  #: hash: id → JSON lines, newest last
         self.events = prefix + "events"  #: stream: one entry for a change, or for items that changed alike
+        self.base = prefix + "base"  #: hash: id → its state after the last of its events that was trimmed
         self.counts = prefix + "counts"  #: hash: lane → items standing in it; section → items in it
         self.seq = prefix + "seq"  #: string: items ever submitted, which is their order of arrival
         self.fence = prefix + "fence"  #: string: the newest token
@@ -119,6 +120,8 @@ class BoardKeys:
         self.reservations = prefix + "reservations"  #: hash: id → what is held for a model call, or how that ended
         self.reservations_due = prefix + "reservations_due"  #: zset: reservations by when they must be looked at (ms)
         self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
+        self.ledger_base = prefix + "ledger_base"  #: hash: window|scope → what the trimmed lines of the ledger booked
+        self.tending = prefix + "tending"  #: string, for a while: somebody looks after what is kept and what goes
         self.declared = prefix + "declared"  #: hash: scope → the limits that code or settings declared last
         self.rates = prefix + "rates"  #: hash: model:NAME, agent:ID → calls and tokens of a window, until when to wait
         self.breakers = prefix + "breakers"  #: hash: backend → its breaker, if it is not well
@@ -136,6 +139,10 @@ class BoardKeys:
     def checkpoints_of(self, task_id: str) -> str:
         """Hash: stage → the task's checkpoint (JSON), which replaces the one before it as a whole."""
         return f"{self.prefix}checkpoints:{task_id}"
+
+    def own(self, item_id: str) -> tuple[str, ...]:
+        """The keys that one item alone has, and that go with it."""
+        return (self.answers(item_id), self.checkpoints_of(item_id))
 
     def cached_answer(self, digest: str) -> str:
         """String: the answer to the request of this digest, for as long as it may be taken for new."""

@@ -19,6 +19,7 @@ import structlog
 
 from .blackboard import NEWS, Blackboard, Board, Claim, Place
 from .blackboard.leases import Lease
+from .blackboard.retention import LogBound
 from .config import Settings
 from .consensus import Debates
 from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Prices, TierTable
@@ -112,6 +113,11 @@ class SwarmInfrastructure:
         if self._blackboard is None:
             raise SwarmError("the swarm is not connected; use: async with SwarmInfrastructure() as swarm")
         return self._blackboard
+
+    @property
+    def log_bound(self) -> LogBound:
+        """How much of a board's event log the settings keep."""
+        return LogBound(entries=self.settings.events_keep, at_least_s=self.settings.events_keep_s)
 
     @property
     def cost_manager(self) -> CostManager:
@@ -269,7 +275,7 @@ class SwarmInfrastructure:
             )
             self._hub = Hub(store, settings.namespace)
             self._stack.push_async_callback(self._hub.close)
-            self._queues = TaskQueues(store, settings.namespace)
+            self._queues = TaskQueues(store, settings.namespace, bound=self.log_bound)
             self._stack.push_async_callback(self._queues.close)
             self._cost_manager = CostManager.of(
                 self._blackboard,

@@ -182,15 +182,6 @@ async def test_the_log_is_read_in_pages_and_from_any_point(board: Blackboard) ->
     assert await board.events.last_id() == everything[-1].id
 
 
-async def test_the_history_of_a_trimmed_log_begins_where_the_log_does(board: Blackboard) -> None:
-    claimed = await given_claim(board, "a")
-    await board.fail(claimed.claim, "x")
-    [_, _, failed] = await board.history("a")
-    await board.store.command("XTRIM", board.keys.events, "MINID", failed.id)
-
-    assert await board.history("a") == [failed]
-
-
 async def test_an_empty_log_has_no_events(board: Blackboard) -> None:
     assert await whole_log(board) == []
     assert await board.events.last_id() == "0-0"

@@ -350,6 +350,15 @@ class Model:
         del self.items[item_id]
         return True
 
+    def purge_marks(self) -> int:
+        """Hashes whose time is over are forgotten."""
+        over = [each for each, (_, ends_ms) in self.marks.items() if ends_ms and ends_ms <= self.now_ms]
+        for each in over:
+            item_id, _ = self.marks.pop(each)
+            if item_id in self.items and self.items[item_id].content_hash == each:
+                self.items[item_id].content_hash = ""
+        return len(over)
+
     def _place(self, thing: Thing, section: str, status: str, requires: str) -> int:
         thing.section, thing.status, thing.requires = section, status, requires
         thing.attempts, thing.crashes, thing.due_ms = 0, 0, 0

@@ -38,6 +38,7 @@ from swarm_infrastructure.blackboard import (
     Submission,
 )
 from swarm_infrastructure.blackboard.audit import audit
+from swarm_infrastructure.blackboard.retention import LogBound, Retention
 from swarm_infrastructure.keys import lane_name
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
@@ -682,6 +683,19 @@ class Machine:
             self.store.echo = False  # who repeats it is told how many it took back the second time
             names = [lane_name(*lane) for lane in ready]
             await self.step("reap", lambda: self.blackboard.claims.reap(names), lambda: self.model.reap(ready))
+
+    @way(6)
+    async def trim_the_log(self) -> None:
+        keep = self.number(1, 12)
+        self.story.append(f"         the log is trimmed to {keep} entries")
+        bound = LogBound(entries=keep, at_least_s=0)
+        await Retention(self.store, self.blackboard.keys, self.board, bound).trim_events()
+
+    @way(2)
+    async def purge_marks(self) -> None:
+        self.store.echo = False  # who repeats it is told that nothing was left
+        keeper = Retention(self.store, self.blackboard.keys, self.board)
+        await self.step("purge marks", keeper.purge_marks, self.model.purge_marks)
 
     @way(10)
     async def lose_the_next_reply(self) -> None:

@@ -81,6 +81,7 @@ class Worker:
         swarm = self._swarm
         sweeper = Sweeper(
             swarm.blackboard,
+            bound=swarm.log_bound,
             chores=(
                 swarm.cost_manager.ledger.sweep,
                 swarm.debates.sweep,

@@ -5,7 +5,7 @@ I1    each item stands in exactly one line or timed set, the one its record name
 I2    at most one live claim per item; record, timed set and the agent's counter name the same
 I3    tokens grow with each claim of an item; a claim ends once, with its own token
 I6    each change is a step that the board allows, and raises the version by one
-I7    folding the log gives the live state
+I7    folding the log, from the base that trimmed events left, gives the live state
 I8    of the items with one content hash exactly one was accepted
 I12   attempts and crashes are counted, and a worn-out item is not offered until somebody releases it
 ====  ==================================================================================================
@@ -26,7 +26,7 @@ import orjson
 from ..errors import BoardError, ConfigurationError, InvalidInputError
 from ..keys import BoardKeys
 from ..store import Store
-from .events import Event, EventLog
+from .events import Base, Event, EventLog, place_in_log, read_base
 from .items import Item, read_item
 from .lifecycle import Board
 
@@ -86,6 +86,7 @@ class _View:
     payload: bool = False
     places: dict[str, float] = field(default_factory=dict)  #: line or timed key (without prefix) → score
     events: list[Event] = field(default_factory=list)
+    base: bytes | None = None  #: what its trimmed events made of it
     mark: str | None = None  #: id that the dedup table gives for its content hash
 
 
@@ -103,6 +104,14 @@ class _State:
     event: str = ""
     born: bool = False
     gone: bool = False
+
+    @classmethod
+    def of(cls, base: Base) -> _State:
+        """The state after the events that were trimmed."""
+        return cls(
+            version=base.version, lane=base.lane, origin=base.origin, holder=base.holder, token=base.token,
+            attempts=base.attempts, crashes=base.crashes, event=base.event, born=True,
+        )  # fmt: skip
 
 
 async def read_board(store: Store, namespace: str, name: str) -> Board:
@@ -141,6 +150,7 @@ class _Audit:
         await self._read_places()
         await self._read_marks()
         await self._read_events()
+        await self._read_base()  # after the log: what is trimmed while we read stands in one of them, or in both
         suspects = {view.id: found for view in self._views.values() if (found := list(self._check(view)))}
         for _ in range(READINGS):
             if not suspects:
@@ -200,11 +210,21 @@ class _Audit:
         end = await self._log.last_id()  # and no farther: a busy board may write faster than we read
         try:
             async for event in self._log.read(start, end):
-                self._view(event.item).events.append(event)
+                if event.item:
+                    self._view(event.item).events.append(event)
                 self._last_event = event.id
                 self._report.events += 1
         except InvalidInputError as error:
             self._report.breaches.append(Breach(invariant="I7", item="", what=str(error)))
+
+    async def _read_base(self) -> None:
+        async for item_id, base in self._scan("HSCAN", self._keys.base):
+            if item_id:
+                self._view(item_id).base = base
+        self._trimmed = await self._log.trimmed()
+        if self._trimmed is not None and self._trimmed.misfits:
+            what = f"{self._trimmed.misfits} trimmed events did not follow on the item's event before"
+            self._report.breaches.append(Breach(invariant="I7", item="", what=what))
 
     async def _look_again(self, suspects: Iterable[str]) -> dict[str, list[Breach]]:
         places, ids, views = await self._places(), list(suspects), list[_View]()
@@ -213,6 +233,12 @@ class _Audit:
             views += await self._read_again(ids[start : start + together], places)
         self._views.update((view.id, view) for view in views)
         await self._read_events()  # after the records: the log must reach at least as far as they do
+        for start in range(0, len(views), PAGE):
+            part = views[start : start + PAGE]
+            for view, base in zip(
+                part, await self._store.command("HMGET", self._keys.base, *(v.id for v in part)), strict=True
+            ):
+                view.base = base
         return {view.id: found for view in views if (found := list(self._check(view)))}
 
     async def _read_again(self, ids: Sequence[str], places: Sequence[str]) -> list[_View]:
@@ -278,7 +304,12 @@ class _Audit:
             if item.content_hash and view.mark != view.id:
                 what = f"was accepted for {view.mark!r} too" if view.mark else "is forgotten: a copy would be accepted"
                 yield breach("I8", f"content hash {item.content_hash} {what}")
-        state, faults = self._fold(view, item)
+        try:
+            base = read_base(view.base) if view.base is not None else None
+        except ValueError:
+            yield breach("I7", f"what its trimmed events made of it is torn: {view.base!r:.120}")
+            return
+        state, faults = self._fold(view, item, base)
         for invariant, what in faults:
             yield breach(invariant, what)
         yield from self._check_state(item, state, breach)
@@ -341,16 +372,20 @@ class _Audit:
                 invariant = "I12" if name in ("attempts", "crashes") else "I7"
                 yield breach(invariant, f"its {name} is {found!r}, the log says {needed!r}")
 
-    def _fold(self, view: _View, item: Item | None) -> tuple[_State | None, list[tuple[str, str]]]:
-        newest = _place_in_log(item.event) if item else None
-        state: _State | None = None
+    def _fold(self, view: _View, item: Item | None, base: Base | None) -> tuple[_State | None, list[tuple[str, str]]]:
+        newest = place_in_log(item.event) if item else None
+        state = _State.of(base) if base else None
         faults: list[tuple[str, str]] = []
         for event in view.events:
-            if newest is not None and _place_in_log(event.id) > newest:
+            if newest is not None and place_in_log(event.id) > newest:
                 break  # newer than the record as we read it
+            if base is not None and place_in_log(event.id) <= place_in_log(base.event):
+                continue  # trimmed while we read
             if state is None or (event.kind == "submitted" and state.gone):
                 state = _State(born=event.kind == "submitted")
-                if not state.born:  # the log was trimmed: its first event tells where it came from
+                if not state.born:  # its first events are gone, and nobody knows what they made of it
+                    if item is not None:
+                        faults.append(("I7", f"event {event.id} ({event.kind}) is the first that the log has of it"))
                     state.version, state.lane, state.attempts, state.crashes = (
                         event.version - 1,
                         event.before,
@@ -472,11 +507,6 @@ def _count(state: _State, event: Event) -> None:
         state.attempts = max(0, state.attempts - 1)
     elif event.kind == "lease_ended" or (event.kind == "quarantined" and event.reason.startswith("lease ended (")):
         state.crashes = None if state.crashes is None else state.crashes + 1
-
-
-def _place_in_log(entry_id: str) -> tuple[int, int]:
-    ms, _, n = entry_id.partition("-")
-    return int(ms or 0), int(n or 0)
 
 
 def _score(item: Item) -> int:

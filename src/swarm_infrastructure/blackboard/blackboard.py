@@ -606,6 +606,11 @@ class Blackboard:
             self._locks = Locks(desk)
         return self._locks
 
+    @property
+    def lock_desk(self) -> Blackboard | None:
+        """The board that this one's locks stand on, once one was asked for."""
+        return self._locks.desk if self._locks is not None else None
+
     async def register_agent(self, agent_id: str, role: str, capabilities: Sequence[str] = (), **facts: Any) -> None:
         """Make an agent known; `AgentRegistry.register`."""
         await self.agents.register(agent_id, role, capabilities, **facts)

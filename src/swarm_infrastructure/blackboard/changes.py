@@ -110,7 +110,7 @@ class Changes:
                 "delete_item",
                 [
                     keys.rules, keys.items, keys.payloads, keys.events, keys.counts, keys.dedup, keys.results,
-                    keys.errors, lane.line, lane.timed, keys.answers(item_id), keys.checkpoints_of(item_id),
+                    keys.errors, lane.line, lane.timed, *keys.own(item_id),
                 ],
                 [item_id, item.version, one_line(agent), one_line(reason), current_trace()],
             )  # fmt: skip

@@ -2,6 +2,9 @@
 
 An entry of the stream may carry many items that changed alike. Each item's row names its version and its previous
 event, so that an item's history is read backwards in as many steps as it has events, without a scan.
+
+The log is trimmed (see ``retention``). What the events that went made of an item stays in the *base*: base and log
+together give the live state, as the whole log would. An event of kind ``truncated`` and of no item says how much went.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from ..errors import InvalidInputError
 from ..keys import BoardKeys
 from ..store import Store
 
-__all__ = ["Event", "EventLog"]
+__all__ = ["Base", "Event", "EventLog", "Trimmed", "place_in_log", "read_base"]
+
+TRUNCATED = "truncated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +27,8 @@ class Event:
     """One change of one item."""
 
     id: str  #: of the stream entry; its first part is milliseconds on Redis' clock
-    kind: str  #: submitted, claimed, completed, failed, handed_back, lease_ended, quarantined, released, moved, …
-    item: str
+    kind: str  #: submitted, claimed, completed, failed, handed_back, lease_ended, quarantined, released, moved, truncated, …
+    item: str  #: "" where a log was trimmed
     version: int  #: of the item after the change
     before: str  #: lane it left: section/status/requires; "" at birth
     after: str  #: lane it came to; "" when deleted
@@ -54,12 +59,51 @@ class Event:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What the events of an item that were trimmed made of it."""
+
+    version: int
+    lane: str
+    origin: str  #: lane it was claimed from, if it was held
+    holder: str
+    token: int  #: of its last claim, 0 if there was none
+    attempts: int
+    crashes: int
+    event: str  #: id of the last of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trimmed:
+    """How far a log was trimmed."""
+
+    last: str  #: id of the newest entry that went
+    entries: int  #: that went in all
+    misfits: int = 0  #: changes among them that did not follow on the item's change before
+
+
+def read_base(text: bytes) -> Base:
+    """One field of the base."""
+    version, lane, origin, holder, token, attempts, crashes, event = text.decode().split("|")
+    return Base(
+        version=int(version), lane=lane, origin=origin, holder=holder, token=int(token or 0), attempts=int(attempts),
+        crashes=int(crashes), event=event,
+    )  # fmt: skip
+
+
+def place_in_log(entry_id: str) -> tuple[int, int]:
+    """An entry's id as numbers, in the order of the log."""
+    ms, _, n = entry_id.partition("-")
+    return int(ms or 0), int(n or 0)
+
+
 def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event]:
     """The events in one entry of the stream."""
     name = entry_id.decode()
     facts = {field.decode(): value.decode() for field, value in fields.items()}
     try:
-        for row in facts["items"].split(","):
+        rows = facts["items"].split(",") if facts["kind"] != TRUNCATED else [" 0 "]
+        for row in rows:
             item, version, previous, *other = row.split(" ")
             agent, token = other or (facts["agent"], facts["token"])
             yield Event(
@@ -101,13 +145,18 @@ class EventLog:
     async def history(self, item_id: str, newest: str, *, most: int = 1000) -> list[Event]:
         """The events of one item, oldest first, walked back from its *newest* event.
 
-        Ends early where the log was trimmed: the first event then has a version above 1.
+        Where its earlier events were trimmed the first one is of kind ``truncated``, and tells what they made of it:
+        the version and the lane that it had then.
         """
         events: list[Event] = []
         entry_id = newest
         while entry_id and len(events) < most:
             entries = await self._store.command("XRANGE", self._keys.events, entry_id, entry_id)
             if not entries:
+                base = await self.base_of(item_id)
+                if base is not None:  # which may have come further meanwhile than we had walked back
+                    events = [each for each in events if place_in_log(each.id) > place_in_log(base.event)]
+                    events.append(_earlier(item_id, base))
                 break
             rows = [event for event in read_entry(*entries[0]) if event.item == item_id]
             if not rows:
@@ -116,7 +165,27 @@ class EventLog:
             entry_id = rows[0].previous
         return events[::-1]
 
+    async def base_of(self, item_id: str) -> Base | None:
+        """What the trimmed events of an item made of it; None if none of them was trimmed."""
+        text = await self._store.command("HGET", self._keys.base, item_id)
+        return read_base(text) if text else None
+
+    async def trimmed(self) -> Trimmed | None:
+        """How far the log was trimmed; None if it is whole."""
+        text = await self._store.command("HGET", self._keys.base, "")
+        if text is None:
+            return None
+        last, entries, misfits = text.decode().split(" ")
+        return Trimmed(last=last, entries=int(entries), misfits=int(misfits))
+
     async def last_id(self) -> str:
         """Id of the newest entry; ``0-0`` if there is none."""
         entries = await self._store.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)
         return entries[0][0].decode() if entries else "0-0"
+
+
+def _earlier(item_id: str, base: Base) -> Event:
+    return Event(
+        id=base.event, kind=TRUNCATED, item=item_id, version=base.version, before="", after=base.lane, agent="", token=0,
+        reason="earlier events were trimmed", trace="", previous="",
+    )  # fmt: skip

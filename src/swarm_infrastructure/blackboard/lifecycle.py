@@ -26,6 +26,7 @@ from ..keys import check_name
 __all__ = ["Board", "Place", "Section", "job_board"]
 
 MAX_PAYLOAD_BYTES = 256 * 1024  # an article is 20 KB; a megabyte in Redis wants to be a file and a path
+MAX_KEEP_S = 100 * 366 * 86400
 MAX_LEASE_S = 366 * 86400  # a lease for ever would be none: a dead holder's item never came back
 
 
@@ -65,6 +66,8 @@ class Section:
         max_crashes: leases that may run out before quarantine; 0: any number.
         cap: items that may stand here before submitting is refused; 0: any number. Completions are never refused.
         max_payload_bytes: of one item's JSON.
+        keep_s: how long items in its resting, final statuses are kept, seconds; None: for ever. Then they go, with their
+            payload, result, errors and answers; their content hash stays known for as long as it was given.
     """
 
     ready: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class Section:
     max_crashes: int = 3
     cap: int = 0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    keep_s: float | None = None
 
     def __post_init__(self) -> None:
         # enum members become plain strings: they are keys of JSON objects and of Redis hashes
@@ -168,6 +172,14 @@ class Board:
         """Whether an agent may take an item from one status to the other."""
         return after in self.steps.get(before, ())
 
+    def kept_for_a_while(self) -> dict[str, list[str]]:
+        """Section → its statuses in which items are purged once they have rested for its ``keep_s``."""
+        return {
+            name: [status for status in section.resting if status in self.final and status not in section.ready]
+            for name, section in self.sections.items()
+            if section.keep_s is not None
+        }
+
     def with_sections(
         self, name: str | None = None, *, steps: Mapping[str, Any] | None = None, final: Any = (), **sections: Section
     ) -> Board:
@@ -207,6 +219,7 @@ class Board:
                     "max_crashes": section.max_crashes,
                     "cap": section.cap,
                     "max_payload_bytes": section.max_payload_bytes,
+                    **({} if section.keep_s is None else {"keep_s": section.keep_s}),
                 }
                 for name, section in self.sections.items()
             },
@@ -253,6 +266,9 @@ class Board:
                 rules[f"at|{name}|{status}"] = section.ready.get(status, "-")
             if section.ready:
                 rules[f"at|{name}|{self.quarantine}"] = "-"
+        for section_name, statuses in self.kept_for_a_while().items():
+            for status in statuses:
+                rules[f"keep|{section_name}|{status}"] = str(round((self.sections[section_name].keep_s or 0) * 1000))
         for status, targets in self.steps.items():
             for target in targets:
                 rules[f"step|{status}|{target}"] = "1"
@@ -311,6 +327,13 @@ class _Faults:
             # 2.5 or 1e6 would reach Redis as text that it can't read, and so as no limit at all
             if type(value) is not int or value < least:
                 fault(f"section {name!r} has {limit} {value!r}, needed a whole number of at least {least}")
+        if section.keep_s is not None:
+            if not (isinstance(section.keep_s, int | float) and 0.001 <= section.keep_s <= MAX_KEEP_S):
+                fault(
+                    f"section {name!r} has keep_s {section.keep_s!r}, needed seconds from 0.001 to {MAX_KEEP_S}, or None"
+                )
+            if not set(section.resting) & board.final:
+                fault(f"section {name!r} has keep_s but no status that is resting and final: nothing would ever go")
         for claimed, target in section.then.items():
             if claimed not in section.ready.values():
                 fault(f"section {name!r} has a 'then' for {claimed!r}, which no claim leads to")
@@ -385,7 +408,7 @@ def job_board(name: str, *sections: str, **limits: Any) -> Board:
     Args:
         name: of the board.
         sections: the queues; one called ``jobs`` if none is named.
-        limits: of every section: ``lease_s``, ``max_attempts``, ``max_crashes``, ``cap``, ``max_payload_bytes``.
+        limits: of every section: ``lease_s``, ``max_attempts``, ``max_crashes``, ``cap``, ``max_payload_bytes``, ``keep_s``.
     """
     return Board(
         name=name,

@@ -1,4 +1,5 @@
-"""The sweeper: takes back what ran out in lanes that nobody is looking at, and forgets agents that are long gone.
+"""The sweeper: takes back what ran out in lanes that nobody is looking at, forgets agents that are long gone, and looks after
+what the board keeps (see ``retention``).
 
 Every claim does the first for its own lanes, so nothing waits for the sweeper; it keeps the picture true where no agent
 is left to claim.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from ..errors import SwarmError
+from .retention import LogBound, Retention, take_turn
 
 if TYPE_CHECKING:
     from .blackboard import Blackboard
@@ -33,21 +35,34 @@ class Sweeper:
         blackboard: the board.
         every_s: seconds between rounds, with half of it as jitter.
         chores: what else is to be done each round.
+        bound: of the board's event log.
     """
 
     def __init__(
-        self, blackboard: Blackboard, *, every_s: float = 5.0, chores: Sequence[Callable[[], Awaitable[Any]]] = ()
+        self,
+        blackboard: Blackboard,
+        *,
+        every_s: float = 5.0,
+        chores: Sequence[Callable[[], Awaitable[Any]]] = (),
+        bound: LogBound | None = None,
     ) -> None:
-        self._blackboard, self._every_s, self._chores = blackboard, every_s, chores
+        self._blackboard, self._every_s, self._chores, self._bound = blackboard, every_s, chores, bound
+        self._retention = Retention(blackboard.store, blackboard.keys, blackboard.board, bound)
+        self._locks: Sweeper | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def run_once(self) -> int:
-        """One round. Returns how many leases ended in it."""
+        """One round. Returns how many leases ended in it. What is kept is looked after by one process at a time."""
         lanes = await self._blackboard.queries.timed_lanes()
         ended = 0
         for start in range(0, len(lanes), LANES_PER_CALL):
             ended += await self._blackboard.claims.reap(lanes[start : start + LANES_PER_CALL])
         await self._blackboard.agents.forget_dead(FORGET_AFTER_S)
+        if await take_turn(self._blackboard.store, self._blackboard.keys.tending, self._every_s / 2):
+            await self._retention.run_once()
+        if self._blackboard.lock_desk is not None:  # the locks are a board of their own
+            self._locks = self._locks or Sweeper(self._blackboard.lock_desk, every_s=self._every_s, bound=self._bound)
+            ended += await self._locks.run_once()
         for chore in self._chores:
             await chore()
         return ended

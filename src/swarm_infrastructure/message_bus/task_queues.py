@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -20,6 +19,8 @@ import structlog
 
 from ..blackboard import Blackboard, Claim, Claimed, ClaimRequest, Item, Submission, job_board
 from ..blackboard.queries import QUEUE, list_boards
+from ..blackboard.retention import LogBound
+from ..blackboard.sweeper import Sweeper
 from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from ..failure_recovery import RetryPolicy, backoff_s
 from ..keys import check_name
@@ -43,16 +44,24 @@ class TaskQueues:
         store: the Redis that carries them.
         namespace: whose queues these are.
         lease_s: how long a task may take before it is offered again, unless `dequeue` says otherwise.
-        keep_done_s: how long a finished task is remembered, with its result.
+        keep_done_s: how long a finished task is remembered, with its result: a rule of the queue's board.
+        bound: of each queue's event log.
     """
 
     def __init__(
-        self, store: Store, namespace: str, *, lease_s: float = LEASE_S, keep_done_s: float = KEEP_DONE_S
+        self,
+        store: Store,
+        namespace: str,
+        *,
+        lease_s: float = LEASE_S,
+        keep_done_s: float = KEEP_DONE_S,
+        bound: LogBound | None = None,
     ) -> None:
         self._store, self._namespace = store, namespace
-        self._lease_s, self._keep_done_s = lease_s, keep_done_s
+        self._lease_s, self._keep_done_s, self._bound = lease_s, keep_done_s, bound
         self._random = Random()
         self._boards: dict[str, Blackboard] = {}
+        self._sweepers: dict[str, Sweeper] = {}
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
 
@@ -68,7 +77,10 @@ class TaskQueues:
         async with self._opening:
             if queue not in self._boards:
                 # tasks carry their own limit of attempts
-                rules = job_board(queue + QUEUE, SECTION, lease_s=LEASE_S, max_attempts=0, max_crashes=MAX_CRASHES)
+                rules = job_board(
+                    queue + QUEUE, SECTION, lease_s=LEASE_S, max_attempts=0, max_crashes=MAX_CRASHES,
+                    keep_s=self._keep_done_s,
+                )  # fmt: skip
                 desk = Blackboard(self._store, rules, namespace=self._namespace)
                 self._boards[queue] = await self._stack.enter_async_context(desk)
         return self._boards[queue]
@@ -209,18 +221,15 @@ class TaskQueues:
     async def sweep(self) -> None:
         """Take back tasks whose lease has ended, and forget finished ones that are old; in the queues used here."""
         for queue, board in list(self._boards.items()):
-            lanes = await board.queries.timed_lanes()
-            if lanes:
-                await board.claims.reap(lanes)
-            before_ms = datetime.now(UTC).timestamp() * 1000 - self._keep_done_s * 1000
-            for item in await self._standing(queue, "done", 500):
-                if item.changed_ms < before_ms:
-                    await board.delete(SECTION, item.id, reason="finished long ago")
+            if queue not in self._sweepers:
+                self._sweepers[queue] = Sweeper(board, bound=self._bound)
+            await self._sweepers[queue].run_once()
 
     async def close(self) -> None:
         """Close the boards."""
         await self._stack.aclose()
         self._boards.clear()
+        self._sweepers.clear()
 
     async def _standing(self, queue: str, status: str, count: int) -> list[Item]:
         return await (await self.board(queue)).queries.by_status(SECTION, status, limit=count)

@@ -1,6 +1,6 @@
 -- delete_item: take an item off the board for good, with its payload, result, errors, answers, checkpoints and dedup mark.
 -- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 dedup  7 results  8 errors   9, 10 its lane: line, timed
---          11 its answers  12 its checkpoints
+--          and the keys of its own (answers, checkpoints)
 -- ARGV     1 id  2 version as read  3 agent or person  4 reason  5 trace
 -- Returns  {'deleted'}   {'missing'}   {'version', found}   {'held', agent}   {'lane', lane}
 -- Event    deleted   lane → ''
@@ -17,9 +17,7 @@ local function delete_item(keys, argv)
   record.version = plus(record.version, 1)
   change(changes, id, record, 'deleted', lane_of(record), '', argv[3], '', argv[4], argv[5])
   write_changes(changes)
-  for i = 2, 3 do redis.call('HDEL', keys[i], id) end
-  for i = 7, 8 do redis.call('HDEL', keys[i], id) end
-  redis.call('DEL', keys[11], keys[12])
+  forget_items({ keys[2], keys[3], keys[7], keys[8] }, { unpack(keys, 11) }, { id })
   if record.dedup ~= '' then
     local first = string.match(redis.call('HGET', keys[6], record.dedup) or '', '^([^|]*)|')
     if first == id then redis.call('HDEL', keys[6], record.dedup) end

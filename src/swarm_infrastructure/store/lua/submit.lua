@@ -72,15 +72,6 @@ local function accept(context, changes, id, target, priority, delay_ms, mark, li
   change(changes, id, record, 'submitted', '', target.name, context.agent, '', '', context.trace)
 end
 
--- forget_mark: an item's mark ran out and is another's now; its record must not name it any more.
-local function forget_mark(items, id, mark)
-  local record = unpack_record(redis.call('HGET', items, id))
-  if record and record.dedup == mark then
-    record.dedup = ''
-    redis.call('HSET', items, id, pack_record(record))
-  end
-end
-
 local function submit(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local rules = read_rules(keys[1])

@@ -3,6 +3,7 @@
 --   at|SECTION|STATUS   what a claim turns this status into; '-' where items may stand but not be claimed
 --   quarantine          the status of items that wore out
 --   retry|SECTION       where failed items wait; '' where that is the status they were claimed from
+--   keep|SECTION|STATUS milliseconds that finished items are kept; nil: for ever
 --   limits|SECTION      max_attempts|max_crashes|cap|max_payload_bytes   (0: no limit)
 local function read_rules(board)
   local known = {}
@@ -21,6 +22,7 @@ local function read_rules(board)
   function rules.step(from, to) return rule('step|' .. from .. '|' .. to) end
   function rules.quarantine() return rule('quarantine') end
   function rules.retry(section) return rule('retry|' .. section) or '' end
+  function rules.keep(section, status) return tonumber(rule('keep|' .. section .. '|' .. status) or nil) end
   function rules.limits(section)
     local found = limits[section]
     if not found then

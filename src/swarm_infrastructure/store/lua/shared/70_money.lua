@@ -23,6 +23,12 @@ local function pack_counter(counter)
   return string.format('%d,%d,%d,%d,%d,%d,%d', unpack(counter))
 end
 
+-- read_sum: what trimmed lines of the ledger booked in a counter (see trim_ledger).
+local function read_sum(text)
+  local a, b, c, d = string.match(text or '', '^(%-?%d+),(%-?%d+),(%-?%d+),(%d+)$')
+  return { tonumber(a or 0), tonumber(b or 0), tonumber(c or 0), tonumber(d or 0) }
+end
+
 -- limit_of: nine limits, breach, thresholds of a name, or nil; read once per call.
 local function limit_of(context, name)
   local limit = context.limit[name]
