@@ -61,6 +61,8 @@ FILES = (
     "test_store.py", "test_money.py", "test_consensus.py", "test_topics.py", "test_processor.py", "test_timers.py",
     "test_schema_registry.py", "test_message_bus.py", "test_circuit_breaker.py", "test_steps.py", "test_checkpoints.py",
     "test_audit_whole.py", "test_retention.py", "test_money_retention.py",
+    "test_store.py", "test_retention.py", "test_money.py", "test_money_retention.py", "test_consensus.py",
+    "test_topics.py", "test_processor.py", "test_timers.py", "test_schema_registry.py", "test_message_bus.py",
 )  # fmt: skip
 
 
@@ -146,6 +148,9 @@ DETAILS = {
     "base_misfit_lane": ("trim_events.lua", " and state.lane == event.from", ""),
     "trim_told": ("55_trims.lua", "redis.call('XADD', events", "type('XADD', events"),
     "trim_rows": ("trim_events.lua", " or context.rows >= most then break", " then break"),
+    "ledger_base_units": ("trim_ledger.lua", "was[unit] = was[unit] + sum[unit]", "was[unit] = sum[unit]"),
+    "ledger_corrected_kept": ("trim_ledger.lua", "was[4] = math.max(was[4], sum[4])", "was[4] = sum[4]"),
+    "prune_base": ("prune_counters.lua", "redis.call('HDEL', keys[3], unpack(gone))", "local _"),
     # halves of conditions
     "end_token_only": ("end_claims.lua", ENDED_TOKEN, "record.token ~= claim.token"),
     "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "record.holder == ''"),

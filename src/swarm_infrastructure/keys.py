@@ -121,7 +121,6 @@ class BoardKeys:
         self.reservations_due = prefix + "reservations_due"  #: zset: reservations by when they must be looked at (ms)
         self.ledger = prefix + "ledger"  #: stream: one entry per settled call or correction
         self.ledger_base = prefix + "ledger_base"  #: hash: window|scope → what the trimmed lines of the ledger booked
-        self.tending = prefix + "tending"  #: string, for a while: somebody looks after what is kept and what goes
         self.declared = prefix + "declared"  #: hash: scope → the limits that code or settings declared last
         self.rates = prefix + "rates"  #: hash: model:NAME, agent:ID → calls and tokens of a window, until when to wait
         self.breakers = prefix + "breakers"  #: hash: backend → its breaker, if it is not well
@@ -143,6 +142,10 @@ class BoardKeys:
     def own(self, item_id: str) -> tuple[str, ...]:
         """The keys that one item alone has, and that go with it."""
         return (self.answers(item_id), self.checkpoints_of(item_id))
+
+    def tending(self, what: str) -> str:
+        """String, for a while: somebody looks after what is kept of this, the ``board`` or the ``ledger``."""
+        return f"{self.prefix}tending:{what}"
 
     def cached_answer(self, digest: str) -> str:
         """String: the answer to the request of this digest, for as long as it may be taken for new."""

@@ -22,7 +22,7 @@ from .blackboard.leases import Lease
 from .blackboard.retention import LogBound
 from .config import Settings
 from .consensus import Debates
-from .cost_manager import AgentBudget, Alert, Budget, CostManager, LLMTier, Prices, TierTable
+from .cost_manager import AgentBudget, Alert, Budget, CostManager, LedgerBound, LLMTier, Prices, TierTable
 from .cost_manager.money import to_dollars
 from .cost_manager.tiers import client_of
 from .errors import ClaimLostError, ConfigurationError, ItemNotFoundError, RPCError, SwarmError, UnavailableError
@@ -283,6 +283,7 @@ class SwarmInfrastructure:
                 tiers=self._tiers or TierTable.from_settings(settings),
                 tz=settings.budget_tz,
                 enable_alerts=settings.enable_cost_alerts,
+                bound=LedgerBound(days=settings.ledger_keep_days, lines=settings.ledger_keep),
             )
             self._cost_manager.register_alert_handler(self._tell_of_alert)
             budget = self._budget

@@ -23,7 +23,7 @@ from money_model import THRESHOLDS, UNITS, WINDOWS, Amounts, Breach, Limit, Mone
 from test_board_model import EXAMPLES, STEPS, EchoStore, Life, Machine
 
 from swarm_infrastructure.blackboard import Blackboard, job_board
-from swarm_infrastructure.cost_manager import AgentBudget, Budget, Ledger, audit_money
+from swarm_infrastructure.cost_manager import AgentBudget, Budget, Ledger, LedgerBound, audit_money
 from swarm_infrastructure.cost_manager.budgets import Spender
 from swarm_infrastructure.cost_manager.ledger import Reservation
 from swarm_infrastructure.errors import BudgetExceededError
@@ -66,6 +66,7 @@ class MoneyMachine(Machine):
         self.blackboard = Blackboard(self.store, BOARD, namespace=self.namespace)
         self.ledger = Ledger(self.store, self.blackboard.keys, ZoneInfo("UTC"))
         self.base_ms, self.offset_ms = BEGINS_MS, 0
+        self.trimmed: list[tuple[Any, ...]] = []  # lines that went from the ledger
         self.calls: dict[str, tuple[Who, Amounts]] = {}  # every one that was ever reserved
         self.done: list[tuple[str, int]] = []
         self.story: list[str] = []
@@ -113,14 +114,20 @@ class MoneyMachine(Machine):
         assert remembered == model.remembered()
         limits = {name: (dict(each.most), each.on_exceeded) for name, each in (await ledger.limits()).items()}
         assert limits == {name: (each.most, each.breach) for name, each in model.limits.items()}
-        entries = [
-            (each.reservation, each.kind, (each.usd, each.tokens, each.requests)) async for each in ledger.entries()
-        ]
-        assert sorted(entries) == sorted(model.entries)  # which of two that end together comes first does not matter
+        entries = await self._lines()
+        assert sorted(entries + self.trimmed) == sorted(
+            model.entries
+        )  # which of two that end together comes first does not matter
         for (item, step), answer in model.answers.items():
             assert await ledger.answer(item, step) == answer
         breaches = await audit_money(ledger)
         assert not breaches, "the audit found " + "; ".join(map(str, breaches))
+
+    async def _lines(self) -> list[tuple[Any, ...]]:
+        return [
+            (each.reservation, each.kind, (each.usd, each.tokens, each.requests))
+            async for each in self.ledger.entries()
+        ]
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
@@ -349,6 +356,15 @@ class MoneyMachine(Machine):
             f"budget of {scope}: {limits}",
             lambda: self.ledger.set_budget(budget), lambda: self.model.set_budget(scope, limits),
         )  # fmt: skip
+
+    @way(6)
+    async def trim_the_ledger(self) -> None:
+        keep = self.number(1, 6)
+        self.story.append(f"         the ledger is trimmed to {keep} lines")
+        self.ledger.bound = LedgerBound(lines=keep)
+        before = await self._lines()
+        gone = await self.ledger.trim()
+        self.trimmed += before[:gone]
 
     @way(1)
     async def pause(self) -> None:

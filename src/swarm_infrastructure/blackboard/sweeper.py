@@ -58,7 +58,7 @@ class Sweeper:
         for start in range(0, len(lanes), LANES_PER_CALL):
             ended += await self._blackboard.claims.reap(lanes[start : start + LANES_PER_CALL])
         await self._blackboard.agents.forget_dead(FORGET_AFTER_S)
-        if await take_turn(self._blackboard.store, self._blackboard.keys.tending, self._every_s / 2):
+        if await take_turn(self._blackboard.store, self._blackboard.keys.tending("board"), self._every_s / 2):
             await self._retention.run_once()
         if self._blackboard.lock_desk is not None:  # the locks are a board of their own
             self._locks = self._locks or Sweeper(self._blackboard.lock_desk, every_s=self._every_s, bound=self._bound)

@@ -200,6 +200,9 @@ def report(
         ordered = sorted(found[group].items(), key=lambda each: -each[1]["cost"])
         rows += [{"by": group[3:].replace("_", " "), "what": name, **row} for name, row in ordered[:20]]
     show(table(rows, REPORTED))
+    if found["complete_since_ms"]:
+        since = clock(found["complete_since_ms"])
+        say(f"the ledger holds no lines from before {since}; to keep more, raise SWARM_LEDGER_KEEP")
     for line in advice:
         say(f"to save: {line}")
 

@@ -8,7 +8,7 @@ from .audit import audit_money
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender
 from .cost_manager import CostManager, MeteredCall
 from .early_stop import EarlyStop
-from .ledger import Ledger
+from .ledger import Ledger, LedgerBound
 from .limiter import Pace, RateLimiter
 from .pricing import Prices
 from .records import Alert, Entry, Open, Paused, Recorded, Reservation, Wait
@@ -27,6 +27,7 @@ __all__ = [
     "LLMModel",
     "LLMTier",
     "Ledger",
+    "LedgerBound",
     "Limits",
     "MeteredCall",
     "Open",

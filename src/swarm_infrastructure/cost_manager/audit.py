@@ -1,8 +1,8 @@
-"""The audit of the money: counters = ledger + open reservations, and no counter over a limit that was there first.
+"""The audit of the money: counters = base + ledger + open reservations, and no counter over a limit that was there first.
 
 ====  ==================================================================================================
 I9    a call is booked once: settled or at the estimate, and an estimate is corrected once at most
-I10   settled and held are what the ledger and the reservations say, in every scope and window; neither is negative
+I10   settled and held are what base, ledger and reservations say, in every scope and window; neither is negative
 I11   a hold belongs to a reservation that is open or sent, and each of those has an end
 ====  ==================================================================================================
 """
@@ -36,11 +36,14 @@ async def audit_money(ledger: Ledger) -> list[Breach]:
 
 
 async def _read(ledger: Ledger) -> list[Breach]:
-    counters, reservations, ending, newest = await ledger.standing()
+    books = await ledger.standing()
+    counters, newest = books.counters, books.newest
     settled: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     held: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     booked: dict[tuple[str, bool], int] = {}  # (reservation, whether this corrects it) → when
     breaches = []
+    for field, sums in books.base.items():  # what lines that were trimmed booked
+        settled[field] = list(sums)
     async for entry in ledger.entries(count=None if newest else 0):
         once = (entry.reservation, entry.kind == "corrected")
         if entry.at_ms - booked.get(once, -REPEATED_MS) < REPEATED_MS:
@@ -52,9 +55,9 @@ async def _read(ledger: Ledger) -> list[Breach]:
                 settled[field][unit] += amount
         if entry.id == newest:  # what came later is not in the counters
             break
-    for id, (state, usd, tokens, requests, fields) in reservations.items():
+    for id, (state, usd, tokens, requests, fields) in books.reservations.items():
         if state in ("open", "sent"):
-            if id not in ending:
+            if id not in books.ending:
                 breaches.append(Breach(invariant="I11", item=id, what=f"{state}, and nothing says when that ends"))
             for field in fields:
                 for unit, amount in enumerate((usd, tokens, requests)):

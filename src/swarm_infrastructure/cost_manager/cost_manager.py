@@ -23,7 +23,7 @@ from ..store import Store
 from ..usage import TokenUsage
 from .budgets import AgentBudget, Budget, BudgetStatus, Limits, Spender, status_of, zone
 from .early_stop import Decision, EarlyStop
-from .ledger import SENT_S, Ledger
+from .ledger import SENT_S, Ledger, LedgerBound
 from .limiter import Pace, RateLimiter
 from .money import NANO, to_dollars, to_nano
 from .pricing import Prices
@@ -136,6 +136,7 @@ class CostManager:
         tz: name of the time zone in which days and hours are counted.
         early_stop: when a task is not worth more money.
         enable_alerts: whether handlers are told of thresholds; the ledger keeps them in any case.
+        bound: how much of the ledger is kept.
     """
 
     def __init__(
@@ -148,10 +149,11 @@ class CostManager:
         tz: str = "UTC",
         early_stop: EarlyStop | None = None,
         enable_alerts: bool = True,
+        bound: LedgerBound | None = None,
     ) -> None:
         self.prices, self.tiers = prices or Prices(), tiers or TierTable()
         self.early_stop, self.enable_alerts = early_stop or EarlyStop(), enable_alerts
-        self.ledger = Ledger(store, keys, zone(tz))
+        self.ledger = Ledger(store, keys, zone(tz), bound)
         self.limiter = RateLimiter(store, keys)
         self._store, self._keys = store, keys
         self._stop_handlers: list[Handler] = []
@@ -452,12 +454,17 @@ class CostManager:
     # -- reports ----------------------------------------------------------------------------------------------------
 
     async def get_agent_report(self, agent_id: str, days: int = 7) -> dict[str, Any]:
-        """What an agent spent in the last *days*: ``cost``, ``calls``, ``tokens``, and those by model, tier, task and day."""
-        return _report([entry async for entry in self._since(days) if entry.facts.get("agent_id") == agent_id])
+        """What an agent spent in the last *days*: ``cost``, ``calls``, ``tokens``, and those by model, tier, task and day.
+
+        ``complete_since_ms`` is above 0 if the ledger had to give up lines of that time: what came before is not in it.
+        """
+        entries = [entry async for entry in self._since(days) if entry.facts.get("agent_id") == agent_id]
+        return _report(entries) | await self._completeness(days)
 
     async def get_global_report(self, days: int = 7) -> dict[str, Any]:
         """As `get_agent_report`, of all agents, and by agent."""
-        return _report([entry async for entry in self._since(days)])
+        entries = [entry async for entry in self._since(days)]
+        return _report(entries) | await self._completeness(days)
 
     async def get_optimization_recommendations(self, days: int = 7) -> list[str]:
         """Sentences about what would save money, each with the figures it rests on."""
@@ -481,6 +488,11 @@ class CostManager:
             if n >= 20 and self.get_tier(task_type) is not LLMTier.FAST:
                 advice.append(f"{n} answers of {task_type!r} had a confidence above 0.9; try a cheaper tier for it")
         return advice
+
+    async def _completeness(self, days: int) -> dict[str, int]:
+        trimmed = await self.ledger.trimmed()
+        last_ms = int(trimmed.last.partition("-")[0]) if trimmed else 0
+        return {"complete_since_ms": last_ms if last_ms >= int(time.time() * 1000) - days * DAY_MS else 0}
 
     async def _since(self, days: int) -> AsyncIterator[Entry]:
         first_ms = int(time.time() * 1000) - days * DAY_MS

@@ -8,19 +8,25 @@
 Whatever becomes of the caller, nothing is freed silently: what was not sent is released when its hold ends, what was sent is
 settled at the estimate and corrected if the usage turns up. Repeating a call gives the first answer. What the tasks of one
 process ask in the same moment travels in one call.
+
+The oldest lines go (`LedgerBound`); what they booked stays in the *base*, counter by counter, so that a counter is what the
+base and the lines that are left say. Counters of tasks go once nothing refers to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import orjson
+import structlog
 
+from ..blackboard.events import Trimmed
 from ..blackboard.items import ANSWER_S
+from ..blackboard.retention import take_turn
 from ..errors import BudgetExceededError, InvalidInputError, ReplayError, SwarmError, UnavailableError
 from ..guard import NO_GUARD, Guard, Heard
 from ..keys import BoardKeys
@@ -32,6 +38,7 @@ from .money import NANO
 from .records import (
     LONG,
     Alert,
+    Books,
     Entry,
     Held,
     Open,
@@ -45,16 +52,34 @@ from .records import (
     read_counters,
     read_entry,
     read_reservations,
+    read_sums,
 )
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "LedgerBound"]
+
+log = structlog.get_logger(__name__)
 
 OPEN_S = 15.0  # how long a reservation may wait to be sent
 SENT_S = 180.0  # how long a sent call's holder is believed to live, unless the call says otherwise
 KEEP_S = 3600.0  # how long a repeat is recognised
 MOST_PER_CALL = 100
 NO_PACE = ("", "", "", 0, 0)
+DAY_S = 86400
+HOURS_KEPT_D = 8  # counters of hours, in days: a week and a day to look back on
+LINES_PER_TRIM = 100  # of some 20 counters each: a call of 3 ms
+TRIMS_PER_ROUND = 200
+COUNTERS_PER_PAGE = 500
+PAGES_PER_ROUND = 10  # the next round goes on where this one ended
+TEND_EVERY_S = 2.5  # a sweeper's round is 5 s
 ANSWERS = object()  # stands for the place of a key among those of a call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerBound:
+    """How much of a ledger is kept."""
+
+    days: int = 40  #: older lines go: a month to report on, and some
+    lines: int = 500_000  #: at most, however young; 0: any number. 250 to 400 MB
 
 
 class Ledger:
@@ -64,10 +89,11 @@ class Ledger:
         store: the Redis that holds the board.
         keys: of the board.
         zone: where calendar days and hours are counted.
+        bound: how much of it is kept.
     """
 
-    def __init__(self, store: Store, keys: BoardKeys, zone: ZoneInfo) -> None:
-        self._store, self._zone = store, zone
+    def __init__(self, store: Store, keys: BoardKeys, zone: ZoneInfo, bound: LedgerBound | None = None) -> None:
+        self._store, self._zone, self.bound = store, zone, bound or LedgerBound()
         self._board = keys
         self._keys = [
             keys.rules, keys.limits, keys.spend, keys.reservations, keys.reservations_due, keys.ledger, keys.gates,
@@ -76,7 +102,8 @@ class Ledger:
         self._reserving = Batches("reservations", self._reserve_all, most=MOST_PER_CALL)
         self._stepping = Batches("settlements", self._take_steps, most=MOST_PER_CALL)
         self._ahead_ms = 0  # how far the board's clock is ahead of ours
-        self._pruned = ""  # the hour in which counters were pruned last
+        self._pruned_to = "0"  # where pruning goes on
+        self._said_short = False
         self._windows = Windows("", "", (0, 0, 0, 0))  # the last ones, for as long as they last
 
     def windows(self) -> Windows:
@@ -324,12 +351,45 @@ class Ledger:
         return int(freed), int(unknown)
 
     async def sweep(self) -> None:
-        """What has to be done now and then: `expire`, and once an hour `prune`."""
+        """What has to be done now and then: `expire`; and, one process at a time, `trim` and some pages of `prune`."""
         await self.expire()
-        hour = self.windows().hour
-        if hour != self._pruned:
-            self._pruned = hour  # also if it fails: the next hour will do
-            await self.prune()
+        if await take_turn(self._store, self._board.tending("ledger"), TEND_EVERY_S):
+            await self.trim()
+            for _ in range(PAGES_PER_ROUND):
+                self._pruned_to, _ = await self._prune_page(self._pruned_to)
+                if self._pruned_to == "0":
+                    break
+
+    async def trim(self) -> int:
+        """Trim the ledger to its bound. Returns how many lines went."""
+        keys, went = self._board, 0
+        for _ in range(TRIMS_PER_ROUND):
+            lines, more, last = await self._store.call(
+                "trim_ledger", [keys.rules, keys.ledger, keys.spend, keys.events, keys.ledger_base],
+                [self._kept_ms, self.bound.lines, LINES_PER_TRIM],
+            )  # fmt: skip
+            went += int(lines)
+            if last and not self._said_short and int(last.split(b"-")[0]) > now_ms() + self._ahead_ms - self._kept_ms:
+                self._said_short = True
+                log.warning(
+                    "the ledger holds as many lines as it may, and less than it is to keep; raise SWARM_LEDGER_KEEP",
+                    lines=self.bound.lines, days=self.bound.days,
+                )  # fmt: skip
+            if more != b"1":
+                break
+        return went
+
+    @property
+    def _kept_ms(self) -> int:
+        return self.bound.days * DAY_S * 1000
+
+    async def trimmed(self) -> Trimmed | None:
+        """How far the ledger was trimmed; None if it is whole."""
+        text = await self._store.command("HGET", self._board.ledger_base, "")
+        if text is None:
+            return None
+        last, lines = text.decode().split(" ")
+        return Trimmed(last=last, entries=int(lines))
 
     # -- limits -----------------------------------------------------------------------------------------------------
 
@@ -421,15 +481,15 @@ class Ledger:
         """Every counter: ``window|scope`` → settled and held of dollars, tokens, requests, then the alert level."""
         return read_counters(await self._store.command("HGETALL", self._board.spend))
 
-    async def standing(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Held], set[str], str]:
-        """Everything at one moment: counters, reservations, those of them that have an end, the newest entry's id or ""."""
-        spend, reservations, due, newest = await self._store.commands(
-            ("HGETALL", self._board.spend), ("HGETALL", self._board.reservations),
+    async def standing(self) -> Books:
+        """Everything at one moment."""
+        spend, base, reservations, due, newest = await self._store.commands(
+            ("HGETALL", self._board.spend), ("HGETALL", self._board.ledger_base), ("HGETALL", self._board.reservations),
             ("ZRANGE", self._board.reservations_due, 0, -1), ("XREVRANGE", self._board.ledger, "+", "-", "COUNT", 1),
         )  # fmt: skip
-        return (
-            read_counters(spend), read_reservations(reservations), {id.decode() for id in due},
-            newest[0][0].decode() if newest else "",
+        return Books(
+            counters=read_counters(spend), base=read_sums(base), reservations=read_reservations(reservations),
+            ending={id.decode() for id in due}, newest=newest[0][0].decode() if newest else "",
         )  # fmt: skip
 
     async def entries(
@@ -453,23 +513,28 @@ class Ledger:
         """Each reservation that is remembered: state, dollars (nano), tokens, requests, counters."""
         return read_reservations(await self._store.command("HGETALL", self._board.reservations))
 
-    async def prune(self, *, hours_d: int = 8, days_d: int = 40) -> int:
-        """Drop counters of hours and days that are long over; the ledger keeps what they were made of."""
-        at_ms = now_ms() + self._ahead_ms
-        hour = Windows.at(at_ms - hours_d * 86_400_000, self._zone).hour
-        day = Windows.at(at_ms - days_d * 86_400_000, self._zone).day
-        gone, cursor = 0, b"0"
-        while True:  # in pages: there may be a counter for each task that ever was
-            cursor, page = await self._store.command("HSCAN", self._board.spend, cursor, "COUNT", 1000)
-            names = (name.decode() for name in (page if isinstance(page, Mapping) else page[::2]))
-            old = [
-                field for field in names
-                if (field[0] == "h" and field.split("|")[0] < hour) or (field[0] == "d" and field.split("|")[0] < day)
-            ]  # fmt: skip
-            if old:
-                gone += int(await self._store.command("HDEL", self._board.spend, *old))
-            if int(cursor) == 0:
+    async def prune(self) -> int:
+        """Drop counters that nothing refers to any more; returns how many went.
+
+        Those of hours 8 days ago and of days that the ledger does not keep; those of a task that is no item of the board any
+        more, holds nothing, has no limit of its own, and of whose calls no line is left in the ledger.
+        """
+        gone, at = 0, "0"
+        while True:
+            at, went = await self._prune_page(at)
+            gone += went
+            if at == "0":
                 return gone
+
+    async def _prune_page(self, start: str) -> tuple[str, int]:
+        at_ms, keys = now_ms() + self._ahead_ms, self._board
+        hour = Windows.at(at_ms - HOURS_KEPT_D * DAY_S * 1000, self._zone).hour
+        day = Windows.at(at_ms - self._kept_ms, self._zone).day
+        cursor, gone = await self._store.call(
+            "prune_counters", [keys.rules, keys.spend, keys.ledger_base, keys.items, keys.limits],
+            [start, COUNTERS_PER_PAGE, hour, day],
+        )  # fmt: skip
+        return cursor.decode(), int(gone)
 
 
 class _KeysWithAnswers:

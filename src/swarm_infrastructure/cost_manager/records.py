@@ -13,9 +13,8 @@ from .budgets import WINDOWS, Account, Spender, as_pairs
 from .money import shown
 
 __all__ = [
-    "LONG", "Alert", "Entry", "Held", "Open", "Paused", "Recorded", "Reservation", "Standing", "Wait", "read_account",
-    "read_alerts",
-    "read_counters", "read_entry", "read_reservations",
+    "LONG", "Alert", "Books", "Entry", "Held", "Open", "Paused", "Recorded", "Reservation", "Standing", "Wait",
+    "read_account", "read_alerts", "read_counters", "read_entry", "read_reservations", "read_sums",
 ]  # fmt: skip
 
 LONG = {letter: window for window, letter in WINDOWS.items()}
@@ -116,6 +115,21 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """All accounts at one moment."""
+
+    counters: Mapping[
+        str, tuple[int, ...]
+    ]  #: ``window|scope`` → settled and held of dollars, tokens, requests; alert level
+    base: Mapping[
+        str, tuple[int, ...]
+    ]  #: ``window|scope`` → dollars (nano), tokens, requests of lines that were trimmed
+    reservations: Mapping[str, Held]
+    ending: set[str]  #: reservations that have an end
+    newest: str  #: id of the newest line of the ledger, or ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One line of the ledger."""
 
@@ -136,6 +150,12 @@ def read_counters(rows: Any) -> dict[str, tuple[int, ...]]:
     """``window|scope`` → settled and held of dollars (nano), tokens, requests, then the alert level."""
     pairs = as_pairs(rows) if not isinstance(rows, Mapping) else rows.items()
     return {field.decode(): tuple(int(each) for each in text.split(b",")) for field, text in pairs}
+
+
+def read_sums(rows: Any) -> dict[str, tuple[int, ...]]:
+    """``window|scope`` → dollars (nano), tokens, requests of the base."""
+    pairs = as_pairs(rows) if not isinstance(rows, Mapping) else rows.items()
+    return {field.decode(): tuple(int(each) for each in text.split(b",")[:3]) for field, text in pairs if field}
 
 
 def read_reservations(rows: Any) -> dict[str, Held]:
