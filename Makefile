@@ -7,7 +7,7 @@ PROCESSES ?= 1
 BUDGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit suites cluster mutants faults faults-table bench litellm clean
+.PHONY: help demo test lint types layers unit suites cluster mutants faults faults-table soak bench litellm clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ faults: .venv/.ready-test  ## the fault lab in its long form: killed, frozen, cu
 
 faults-table: .venv/.ready-test  ## what the fault lab found, into docs/reliability.md
 	$(BIN)/python tests/faults/table.py
+
+SECONDS ?= 1800
+RATE ?= 300
+soak: .venv/.ready-test  ## half an hour at 300 items/s with a fault every minute: what grows, what is lost? (SECONDS=... RATE=...)
+	$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) --rate $(RATE)
 
 bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
 	$(BIN)/python benchmarks/bench.py
