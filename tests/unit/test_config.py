@@ -46,6 +46,10 @@ def test_without_any_setting_the_defaults_of_the_docs_hold():
         "lease_s": None,
         "heartbeat_s": 10,
         "dead_after_s": 45,
+        "events_keep": 200_000,
+        "events_keep_s": 300,
+        "ledger_keep": 500_000,
+        "ledger_keep_days": 40,
         "shutdown_grace_s": 25,
         "openai_api_key": None,
         "openai_base_url": None,
@@ -85,6 +89,10 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
         "SWARM_LEASE_S": "60",
         "SWARM_HEARTBEAT_S": "3",
         "SWARM_DEAD_AFTER_S": "9",
+        "SWARM_EVENTS_KEEP": "0",
+        "SWARM_EVENTS_KEEP_S": "60",
+        "SWARM_LEDGER_KEEP": "1000",
+        "SWARM_LEDGER_KEEP_DAYS": "365",
         "SWARM_SHUTDOWN_GRACE_S": "0",
         "OPENAI_API_KEY": "sk-1",
         "OPENAI_BASE_URL": "http://localhost:8000/v1",
@@ -118,6 +126,8 @@ def test_every_setting_is_read_from_the_variable_that_the_docs_name(monkeypatch)
     assert (settings.store_timeout_s, settings.store_retry_s) == (2.5, 0)
     assert (settings.durability, settings.replicas) == ("replica", 2)
     assert (settings.lease_s, settings.heartbeat_s, settings.dead_after_s, settings.shutdown_grace_s) == (60, 3, 9, 0)
+    assert (settings.events_keep, settings.events_keep_s) == (0, 60)
+    assert (settings.ledger_keep, settings.ledger_keep_days) == (1000, 365)
     assert settings.tier_models == {"fast": ["a", "b"], "balanced": ["c"], "premium": ["d"]}
     assert (settings.openai_is_configured, settings.anthropic_is_configured) == (True, True)
     assert settings.unknown_price == 75
@@ -404,3 +414,19 @@ def test_importing_the_settings_loads_no_client():
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_events_stay_for_longer_than_a_call_is_repeated():
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.load(store_retry_s=300)
+    assert "SWARM_EVENTS_KEEP_S (300) must be longer than SWARM_STORE_RETRY_S (300)" in str(raised.value)
+    assert Settings.load(store_retry_s=300, events_keep_s=301).events_keep_s == 301
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SWARM_EVENTS_KEEP", "-1"), ("SWARM_LEDGER_KEEP", "many"), ("SWARM_LEDGER_KEEP_DAYS", "0")]
+)
+def test_what_is_kept_is_a_number_that_makes_sense(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=f"{variable}: found '{value}', needed"):
+        Settings.load()

@@ -51,36 +51,41 @@ class Locks:
     """The locks of one board."""
 
     def __init__(self, desk: Blackboard) -> None:
-        self.desk = desk
+        self._desk = desk
+
+    @property
+    def desk(self) -> Blackboard:
+        """The board that they stand on."""
+        return self._desk
 
     async def take(self, resource: str, agent_id: str, *, lease_s: float) -> Claim | str:
         """Try once: the claim, or who holds it."""
         claimed = None
-        item = await self.desk.find(resource)
+        item = await self._desk.find(resource)
         if item is None:
-            await self.desk.submit(Submission(id=resource, section=LOCKS, payload={}), agent=agent_id)
-        claimed = await self.desk.claims.claim_item(resource, agent_id, lease_s=lease_s, lanes=(f"{LOCKS}/free/",))
+            await self._desk.submit(Submission(id=resource, section=LOCKS, payload={}), agent=agent_id)
+        claimed = await self._desk.claims.claim_item(resource, agent_id, lease_s=lease_s, lanes=(f"{LOCKS}/free/",))
         if claimed is None:
-            item = await self.desk.find(resource)
+            item = await self._desk.find(resource)
             return item.holder if item else ""
-        self.desk.leases.keep(claimed.claim)
+        self._desk.leases.keep(claimed.claim)
         return claimed.claim
 
     async def give(self, claim: Claim) -> None:
         """Free it; `ClaimLostError` if it was lost meanwhile."""
         try:
-            await self.desk.complete(claim)
+            await self._desk.complete(claim)
         finally:
-            self.desk.leases.drop(claim)
+            self._desk.leases.drop(claim)
 
     async def renew(self, claim: Claim) -> bool:
         """Push its end out; False if it is lost."""
-        [why] = await self.desk.claims.renew([claim])
+        [why] = await self._desk.claims.renew([claim])
         return not why
 
     def holds(self, claim: Claim) -> bool:
         """Whether it is still being kept."""
-        return self.desk.leases.find(claim.item_id, claim.token) is not None
+        return self._desk.leases.find(claim.item_id, claim.token) is not None
 
 
 class Lock:
