@@ -34,6 +34,10 @@ GUARD = re.compile(r"^(?P<code>.*?)\s*-- guard: (?P<name>\w+)\s*$")
 LIKELY = {
     "reap_lateness": "test_audit_whole.py",
     **dict.fromkeys(
+        ("trim_begin", "trim_young", "trim_reader", "trim_gone", "trim_misfits", "trim_told", "trim_rows", "take_turn"),
+        "test_retention.py",
+    ),
+    **dict.fromkeys(
         ("topic", "entry", "trim", "publish", "open", "group", "take", "finish", "renew_seat", "replay", "redrive"),
         "test_topics.py",
     ),
@@ -51,6 +55,7 @@ LIKELY = {
     **dict.fromkeys(("step", "answer", "reserve_replay", "reserve_answered", "delete_records"), "test_steps.py"),
     "checkpoint": "test_checkpoints.py", "held": "test_leases.py",
     **dict.fromkeys(("trim_", "purge", "marks", "base", "forget_hashes"), "test_retention.py"),
+    **dict.fromkeys(("purge", "marks", "base", "forget_hashes"), "test_retention.py"),
     **dict.fromkeys(("ledger", "prune"), "test_money_retention.py"),
     "delete": "test_changes.py", "sketch": "test_sketch.py", "board": "test_store.py", "ring": "test_waiting.py",
     "schema": "test_schema_registry.py", "tell": "test_message_bus.py",
@@ -132,6 +137,7 @@ DETAILS = {
     "purge_held": ("purge_items.lua", "record.holder ~= '' or ", ""),
     "purge_answers": ("purge_items.lua", "own[#own + 1] = keys[k]", "local _"),
     "forget_hashes": ("55_trims.lua", "redis.call('HDEL', key, unpack(ids))", "local _"),
+    "take_turn_once": ("take_turn.lua", "'NX', ", ""),
     "base_crash": ("trim_events.lua", "state.crashes = state.crashes + 1", "local _"),
     "base_worn_out": (
         "trim_events.lua",

@@ -232,6 +232,7 @@ async def test_sweeps_of_many_processes_take_turns_and_go_through_the_counters_p
 ) -> None:
     monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.COUNTERS_PER_PAGE", 10)
     monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.PAGES_PER_ROUND", 2)
+    monkeypatch.setattr("swarm_infrastructure.blackboard.retention.ROUNDS", 1000)
     monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.TEND_EVERY_S", 3600)
     ledgers = [CostManager.of(board, bound=LedgerBound(lines=1)).ledger for _ in range(3)]
     await asyncio.gather(*(ledgers[0].record(Spender(task_id=f"task_{n}"), CENT, 1) for n in range(700)))

@@ -48,6 +48,7 @@ EVENTS_KEEP, EVENTS_KEEP_S = 20_000, 30.0
 LEDGER_KEEP = 5_000
 DEDUP_S = 120.0
 SWEEP_S = 5.0
+KEEP_S_OF_SETTLED = 3600.0  # reservations, so that a repeated settlement is recognised
 ASKS_EVERY = 10  # one item in so many asks the model
 STEADY = 2  # workers that nothing is done to
 LEAST_SAMPLES = 12  # of a worker after the warm-up, before its slope means anything
@@ -289,7 +290,8 @@ class Soak:
             "events": 1.05 * max(EVENTS_KEEP, entries_per_s * EVENTS_KEEP_S) + entries_per_s * slack_s,
             "ledger": LEDGER_KEEP + self.options.rate / ASKS_EVERY * slack_s * 2,
             "items": self.options.rate * (KEEP_S + slack_s) + max(each["waiting"] for each in redis),
-            "marks": self.options.rate * (DEDUP_S + 10 * slack_s),
+            "reservations": self.options.rate / ASKS_EVERY * (KEEP_S_OF_SETTLED + slack_s),
+            "marks": self.options.rate * (DEDUP_S + 20 * SWEEP_S + slack_s),
         }
         found = {name: max(each[name] for each in redis) for name in bounds}
         workers = self._workers(warm, ended)

@@ -24,14 +24,15 @@ from ..keys import BoardKeys
 from ..store import Store
 from .lifecycle import Board
 
-__all__ = ["LogBound", "Retention", "RetentionRound", "take_turn"]
+__all__ = ["LogBound", "Retention", "RetentionRound", "pages_per_round", "take_turn"]
 
 log = structlog.get_logger(__name__)
 
-ROWS_PER_CALL = 1000  # of the log: a call of 3 ms
+ROWS_PER_CALL = 500  # of the log: a call of 2 ms; the last entry may bring as many more
 ITEMS_PER_CALL = 200  # each with keys of its own
 PAGE = 500
-PAGES_PER_ROUND = 10  # of a lane's line, and of dedup marks: the next round goes on where this one ended
+PAGES_PER_ROUND = 10  # at least, of a lane's line and of dedup marks: the next round goes on where this one ended
+ROUNDS = 20  # in which all of a long one is looked through, so that what goes keeps up with what comes
 CALLS_PER_ROUND = 200  # of one kind: 200,000 rows; more wait for the next round
 SLACK = 20  # a log is trimmed when it is a 20th over its bound, so that an idle board's log isn't touched
 
@@ -53,9 +54,14 @@ class RetentionRound:
     marks: int = 0
 
 
+def pages_per_round(size: int, page: int, least: int) -> int:
+    """How many pages of something that holds *size* are to be looked at in a round."""
+    return max(least, -(-size // (page * ROUNDS)))
+
+
 async def take_turn(store: Store, key: str, every_s: float) -> bool:
     """Whether it is the caller's turn to do what one process in *every_s* seconds is to do."""
-    return await store.command("SET", key, "1", "NX", "PX", max(1, round(every_s * 1000))) is not None
+    return bool(await store.call("take_turn", [key], [max(1, round(every_s * 1000))]))
 
 
 class Retention:
@@ -110,14 +116,15 @@ class Retention:
     async def _purge_lane(self, lane: str) -> int:
         """From the head of its line, where the oldest stand, as long as some go; then a stretch further down, where one may
         have overtaken older ones."""
-        gone = await self._purge_from(lane, 0, until_none=True)
-        return gone + await self._purge_from(lane, self._places.get(lane, 0), until_none=False)
+        gone = await self._purge_from(lane, 0, CALLS_PER_ROUND, until_none=True)
+        size = int(await self._store.command("ZCARD", self._keys.lane(lane).line))
+        pages = pages_per_round(size, PAGE, PAGES_PER_ROUND)
+        return gone + await self._purge_from(lane, self._places.get(lane, 0), pages, until_none=False)
 
-    async def _purge_from(self, lane: str, place: int, *, until_none: bool) -> int:
-        keys, gone, pages = self._keys, 0, 0
+    async def _purge_from(self, lane: str, place: int, pages: int, *, until_none: bool) -> int:
+        keys, gone = self._keys, 0
         line = keys.lane(lane).line
-        while pages < (CALLS_PER_ROUND if until_none else PAGES_PER_ROUND):
-            pages += 1
+        for _ in range(pages):
             looked_at, *ids = await self._store.call("list_finished", [keys.rules, keys.items, line], [place, PAGE])
             went = await self._purge([each.decode() for each in ids], line)
             gone, place = gone + went, place + int(looked_at) - went
@@ -143,8 +150,8 @@ class Retention:
 
     async def purge_marks(self) -> int:
         """Forget dedup marks whose time is over, some pages a round. Returns how many went."""
-        gone = 0
-        for _ in range(PAGES_PER_ROUND):
+        gone, size = 0, int(await self._store.command("HLEN", self._keys.dedup))
+        for _ in range(pages_per_round(size, PAGE, PAGES_PER_ROUND)):
             cursor, went = await self._store.call(
                 "purge_marks", [self._keys.rules, self._keys.items, self._keys.dedup], [self._marks_at, PAGE]
             )

@@ -26,7 +26,7 @@ import structlog
 
 from ..blackboard.events import Trimmed
 from ..blackboard.items import ANSWER_S
-from ..blackboard.retention import take_turn
+from ..blackboard.retention import pages_per_round, take_turn
 from ..errors import BudgetExceededError, InvalidInputError, ReplayError, SwarmError, UnavailableError
 from ..guard import NO_GUARD, Guard, Heard
 from ..keys import BoardKeys
@@ -69,7 +69,7 @@ HOURS_KEPT_D = 8  # counters of hours, in days: a week and a day to look back on
 LINES_PER_TRIM = 100  # of some 20 counters each: a call of 3 ms
 TRIMS_PER_ROUND = 200
 COUNTERS_PER_PAGE = 500
-PAGES_PER_ROUND = 10  # the next round goes on where this one ended
+PAGES_PER_ROUND = 10  # at least; the next round goes on where this one ended
 TEND_EVERY_S = 2.5  # a sweeper's round is 5 s
 ANSWERS = object()  # stands for the place of a key among those of a call
 
@@ -355,7 +355,8 @@ class Ledger:
         await self.expire()
         if await take_turn(self._store, self._board.tending("ledger"), TEND_EVERY_S):
             await self.trim()
-            for _ in range(PAGES_PER_ROUND):
+            size = int(await self._store.command("HLEN", self._board.spend))
+            for _ in range(pages_per_round(size, COUNTERS_PER_PAGE, PAGES_PER_ROUND)):
                 self._pruned_to, _ = await self._prune_page(self._pruned_to)
                 if self._pruned_to == "0":
                     break
