@@ -363,8 +363,8 @@ class MoneyMachine(Machine):
         self.story.append(f"         the ledger is trimmed to {keep} lines")
         self.ledger.bound = LedgerBound(lines=keep)
         before = await self._lines()
-        gone = await self.ledger.trim()
-        self.trimmed += before[:gone]
+        await self.ledger.trim()
+        self.trimmed += before[: len(before) - len(await self._lines())]
 
     @way(1)
     async def pause(self) -> None:
