@@ -501,7 +501,7 @@ async def test_purging_names_the_lane_of_what_goes(open_board: OpenBoard, place:
     keys = board.keys
     names = [keys.rules, keys.items, keys.payloads, keys.events, keys.counts, keys.results, keys.errors]
 
-    gone = await board.store.call("purge_items", [*names, keys.lane("desk/seen/").line, keys.answers("a")], ["", "a"])
+    gone = await board.store.call("purge_items", [*names, keys.lane("desk/seen/").line, *keys.own("a")], ["", "a"])
 
     assert gone == 0
     assert await board.find("a") is not None
