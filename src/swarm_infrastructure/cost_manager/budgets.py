@@ -114,7 +114,7 @@ class Spender:
         return tuple(part for scope, name, own in rows for window in own for part in (f"{window}|{scope}", name))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # asked for when a call reserves and when it settles; a task seldom comes again
 def _counters(spender: Spender, windows: Windows) -> tuple[str, ...]:
     return spender._rows(windows)
 
