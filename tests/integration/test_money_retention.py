@@ -13,10 +13,12 @@ from structlog.testing import capture_logs
 
 from swarm_infrastructure import CostManager
 from swarm_infrastructure.blackboard import Blackboard
+from swarm_infrastructure.blackboard.retention import LogBound, Retention
+from swarm_infrastructure.cli import main
 from swarm_infrastructure.cost_manager import LedgerBound, Spender, audit_money
 from swarm_infrastructure.cost_manager.ledger import Ledger
 from swarm_infrastructure.errors import BudgetExceededError
-from swarm_infrastructure.testing import ManualClock
+from swarm_infrastructure.testing import ManualClock, RedisServer
 
 CENT = 10_000_000  # nano-dollars
 DAY_S = 86400
@@ -298,3 +300,30 @@ async def test_a_forged_base_is_a_breach(board: Blackboard, ledger: Ledger, forg
 
     [breach] = [each for each in await audit_money(ledger) if "usd" in each.what]
     assert (breach.invariant, breach.item) == ("I10", "t|swarm")
+
+
+async def test_people_are_told_what_a_report_and_a_history_do_not_hold(
+    board: Blackboard,
+    ledger: Ledger,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("REDIS_URL", redis_server.url), ("SWARM_ID", "test")):
+        monkeypatch.setenv(name, value)
+    await given_item(board, "a")
+    for _ in range(3):
+        await board.update("jobs", "a", {})
+        await ledger.record(ADA, CENT, 1)
+
+    assert await asyncio.to_thread(main, ["budget", "report"]) == 0
+    assert "no lines from before" not in capsys.readouterr().err
+    await ledger.trim()
+    await Retention(board.store, board.keys, board.board, LogBound(entries=1, at_least_s=0)).trim_events()
+
+    assert await asyncio.to_thread(main, ["budget", "report"]) == 0
+    assert "the ledger holds no lines from before " in capsys.readouterr().err
+    assert await asyncio.to_thread(main, ["items", "show", "a"]) == 0
+    assert "truncated" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["audit"]) == 0
+    assert "every invariant holds" in capsys.readouterr().out
