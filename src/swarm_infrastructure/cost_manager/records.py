@@ -118,12 +118,10 @@ class Standing:
 class Books:
     """All accounts at one moment."""
 
-    counters: Mapping[
-        str, tuple[int, ...]
-    ]  #: ``window|scope`` → settled and held of dollars, tokens, requests; alert level
-    base: Mapping[
-        str, tuple[int, ...]
-    ]  #: ``window|scope`` → dollars (nano), tokens, requests of lines that were trimmed
+    #: ``window|scope`` → settled and held of dollars, tokens, requests; alert level
+    counters: Mapping[str, tuple[int, ...]]
+    #: ``window|scope`` → dollars (nano), tokens, requests of lines that were trimmed
+    base: Mapping[str, tuple[int, ...]]
     reservations: Mapping[str, Held]
     ending: set[str]  #: reservations that have an end
     newest: str  #: id of the newest line of the ledger, or ""

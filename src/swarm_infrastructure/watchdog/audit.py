@@ -181,11 +181,11 @@ async def audit_at_rest(store: Store, namespace: str, name: str, ledger: Ledger)
         for agent, n in (await store.command("HGETALL", desk.held)).items():
             if int(n):
                 found.breach("I20", "", f"{agent.decode()!r} holds {int(n)} {what if int(n) != 1 else what[:-1]}")
-    counters, reservations, *_ = await ledger.standing()
-    for id, (state, *_) in reservations.items():
+    books = await ledger.standing()
+    for id, (state, *_) in books.reservations.items():
         if state in ("open", "sent"):
             found.breach("I20", id, f"the reservation is {state}: money is held for a call")
-    for counter, row in counters.items():
+    for counter, row in books.counters.items():
         if any(row[1:6:2]):
             found.breach(
                 "I20", "", f"the counter {counter} still holds {row[1]} nano-dollars, {row[3]} tokens, {row[5]} calls"
