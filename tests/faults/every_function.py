@@ -155,6 +155,7 @@ _MASKS = (
         b"<id>",
     ),  # of the last request, in records and receipts
     (re.compile(rb"\d{4}-\d\d-\d\dT[\d:.+Z-]+"), b"<time>"),
+    (re.compile(rb'"late_ms":\d+'), b'"late_ms":<span>'),
     (re.compile(rb"\d{10,}(-\d+)?"), b"<moment>"),
 )
 

@@ -77,8 +77,12 @@ class _LogAudit:
             for event in events:
                 self._take(event, request)
             self._count_submits(events)
+        trimmed = {
+            name async for name, _ in self._scan(self._keys.base)
+        }  # after the log: what goes while we read is here
         for name, story in self._stories.items():
-            self._check_endings(name, story)
+            if story.first or name not in trimmed:  # else every event of it is gone
+                self._check_endings(name, story)
             self._check_hand_backs(name, story)
         self._check_caps()
         await self._check_arrivals()

@@ -227,7 +227,7 @@ class ClaimDesk:
         )
         return await self._or_hand_back(asking, lambda claimed: [claimed] if claimed else [])
 
-    async def _claim_item(self, item_id: str, request: ClaimRequest, *, delayed: bool) -> Claimed | None:
+    async def _claim_item(self, item_id: str, request: ClaimRequest, *, delayed: bool = False) -> Claimed | None:
         agent_id, lease_s = request.agent_id, request.lease_s
         taken_at = asyncio.get_running_loop().time()
         answer = await self._store.call(
