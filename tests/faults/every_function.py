@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from swarm_infrastructure import Blackboard, Budget, Submission, job_board
 from swarm_infrastructure.blackboard.claims import ClaimRequest
+from swarm_infrastructure.blackboard.retention import LogBound, Retention, take_turn
 from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Ledger, Spender
 from swarm_infrastructure.cost_manager.limiter import RateLimiter
@@ -26,7 +27,7 @@ from swarm_infrastructure.message_bus.schemas import SchemaRegistry
 from swarm_infrastructure.message_bus.timers import Timers
 from swarm_infrastructure.store import Store
 
-BOARD = job_board("jobs")
+BOARD = job_board("jobs", keep_s=30.0)
 TEXT = "The council has repaired the bridge over the river, and it is open again for carts, for horses and for people."
 Answer = TypeVar("Answer")
 
@@ -48,6 +49,7 @@ async def do_everything(store: Store, namespace: str) -> None:
         await _items(board)
         await _money(store, board.keys)
         await _debates(store, board.keys)
+        await _retention(board)
     await _bus(store, namespace)
 
 
@@ -103,6 +105,17 @@ async def _money(store: Store, keys: BoardKeys) -> None:
 
 async def _fail() -> None:
     raise ModelUnavailableError("m", "it is away", may_be_paid=False)
+
+
+async def _retention(board: Blackboard) -> None:
+    assert await take_turn(board.store, board.keys.tending("log"), 3600) in (True, False)  # who asks again is too late
+    retention = Retention(board.store, board.keys, board.board, LogBound(entries=1000))
+    await retention.purge_items()  # list_finished, purge_items
+    await retention.purge_marks()
+    await retention.trim_events()
+    ledger = Ledger(board.store, board.keys, ZoneInfo("UTC"))
+    await ledger.trim()  # trim_ledger
+    await ledger.prune()  # prune_counters
 
 
 async def _debates(store: Store, keys: BoardKeys) -> None:
