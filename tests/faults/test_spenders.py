@@ -199,7 +199,7 @@ async def _round(arena: SpendingArena) -> None:
         await costs.ledger.reserve(Spender(agent_id="next"), cap - settled + 1, 0)
     await costs.ledger.reserve(Spender(agent_id="next"), cap - settled, 0)  # all that is left can be spent
     arena.report(
-        "spenders, kill -9 half of them", spenders=PROCESSES * TASKS_EACH, killed=len(victims), cap_nano_usd=cap,
+        "spenders, kill -9 half of them", fault="F20", n=PROCESSES * TASKS_EACH, spenders=PROCESSES * TASKS_EACH, killed=len(victims), cap_nano_usd=cap,
         spent_nano_usd=settled, bill_nano_usd=provider.bill, over_cap=0, leaked_holds=0, calls=len(entries),
         unknown=len(unknown), estimates_of_unknown_nano_usd=len(unknown) * ESTIMATE, most_settled_and_held=most,
     )  # fmt: skip
@@ -238,7 +238,11 @@ async def test_a_killed_callers_hold_is_freed_before_it_was_sent_and_booked_at_t
     assert (await arena.spent())[0] >= arena.provider.bill
     await arena.check_caps(at_rest=True)
     arena.report(
-        f"spender, kill -9 {point}", spent_nano_usd=(await arena.spent())[0], bill_nano_usd=arena.provider.bill
+        f"spender, kill -9 {point}",
+        fault="F20",
+        n=1,
+        spent_nano_usd=(await arena.spent())[0],
+        bill_nano_usd=arena.provider.bill,
     )
 
 
@@ -261,7 +265,9 @@ async def test_a_frozen_caller_that_wakes_late_sends_nothing_unreserved_and_corr
     assert await _kinds(arena) == ([*before, ("corrected", billed - ESTIMATE)] if billed else [])
     assert await arena.spent() == (arena.provider.bill, 0)
     await arena.check_caps(at_rest=True)
-    arena.report(f"spender, SIGSTOP {point}", spent_nano_usd=billed, bill_nano_usd=arena.provider.bill)
+    arena.report(
+        f"spender, SIGSTOP {point}", fault="F20", n=1, spent_nano_usd=billed, bill_nano_usd=arena.provider.bill
+    )
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -275,4 +281,10 @@ async def test_a_cancelled_caller_frees_or_books_its_hold_at_once(arena: Spendin
     assert (await arena.spent())[1] == 0
     assert (await arena.spent())[0] >= arena.provider.bill
     await arena.check_caps(at_rest=True)
-    arena.report(f"spender, cancel {point}", spent_nano_usd=(await arena.spent())[0], bill_nano_usd=arena.provider.bill)
+    arena.report(
+        f"spender, cancel {point}",
+        fault="F20",
+        n=1,
+        spent_nano_usd=(await arena.spent())[0],
+        bill_nano_usd=arena.provider.bill,
+    )
