@@ -14,6 +14,7 @@ from given import Connect
 
 from swarm_infrastructure.blackboard import Blackboard, Board, Claimed, Section, Submission
 from swarm_infrastructure.blackboard.locks import Locks
+from swarm_infrastructure.blackboard.retention import LogBound, Retention
 from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Ledger, Spender
 from swarm_infrastructure.cost_manager.budgets import zone
@@ -450,3 +451,20 @@ async def test_the_whole_audit_never_cries_wolf_over_a_board_at_work(
 
     assert [report.breaches for report in reports if not report.clean] == []
     assert reports[-1].events > 100
+
+
+@pytest.mark.parametrize(("forge", "invariant", "words", "options"), forgeries)
+async def test_what_is_forged_behind_a_trimmed_log_is_found_too(
+    mill: Mill, forge: Forgery, invariant: str, words: str, options: dict[str, Any]
+) -> None:
+    bound = LogBound(entries=1, at_least_s=0)
+    assert await Retention(mill.store, mill.board.keys, BOARD, bound).trim_events() > 5
+    before = await mill.audit()
+    assert before.clean, before.breaches
+
+    await forge(mill)
+
+    report = await mill.audit(**options)
+    if invariant == "I15":
+        assert "does not go back" in report.skipped["I15"]
+    assert report.breaches

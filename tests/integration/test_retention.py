@@ -16,6 +16,7 @@ from swarm_infrastructure.blackboard.retention import LogBound, Retention
 from swarm_infrastructure.blackboard.sweeper import Sweeper
 from swarm_infrastructure.errors import BoardError
 from swarm_infrastructure.testing import ManualClock
+from swarm_infrastructure.watchdog import explain
 
 KEPT_S = 60.0
 SHELVES = Board(
@@ -651,3 +652,17 @@ async def test_a_sweeper_keeps_the_log_of_the_locks_within_its_bound_too(board: 
 
     await until(short)
     assert await clean(desk)
+
+
+async def test_a_log_that_was_trimmed_does_not_claim_to_know_everything(board: Blackboard) -> None:
+    await given_items(board, "a", "b")
+    [whole] = (await explain(board, "gone")).reasons
+    assert "and the log knows nothing of it" in whole.found
+
+    await given_item(board, "gone")
+    await board.delete("jobs", "gone")
+    await given_item(board, "c")
+    await trim(board, 1)
+
+    [reason] = (await explain(board, "gone")).reasons
+    assert "and the newest 2 entries of the log know nothing of it" in reason.found

@@ -8,8 +8,9 @@ I15   no submit was accepted into a section beyond its cap
 I18   what a record says was acknowledged stands in the log; results belong to items; no item came uncounted
 ====  ==================================================================================================
 
-The records are read first and the log after them, up to its end of then: so it reaches at least as far as they do, and a
-board at work looks no different from one at rest.
+The records are read first, then the base that trimmed events left, and the log after them, up to its end of then: so it
+reaches at least as far as they do, and a board at work looks no different from one at rest. What was trimmed is taken at its
+base's word.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..errors import InvalidInputError
 from ..keys import BoardKeys
 from ..store import Store
 from .audit import ENDS, RESETS
-from .events import Event, EventLog, read_entry
+from .events import Base, Event, EventLog, read_base, read_entry
 from .findings import Findings
 from .items import Item, read_item
 from .lifecycle import Board
@@ -44,6 +45,7 @@ class _Story:
     record: str = ""
     item: Item | None = None
     first: int = 0  #: the version of its first event in the log
+    base: Base | None = None  #: what its trimmed events made of it, before the log was read
     holder: str = ""
     token: int = 0
     attempts: int | None = None  #: since its last reset, hand-backs taken off; None if the log begins later
@@ -67,22 +69,20 @@ class _LogAudit:
         self._requests: set[tuple[str, str]] = set()
         self._sections: Counter[str] = Counter()
         self._over: dict[str, tuple[int, str]] = {}  # section → items after its newest submit, and that item
+        self._log = EventLog(store, keys)
         self._born, self._whole = 0, True
         self.found = Findings()
 
     async def run(self) -> Findings:
         await self._read_records()
-        end = await EventLog(self._store, self._keys).last_id()
+        await self._read_base()
+        end = await self._log.last_id()
         async for request, events in self._entries(end):
             for event in events:
                 self._take(event, request)
             self._count_submits(events)
-        trimmed = {
-            name async for name, _ in self._scan(self._keys.base)
-        }  # after the log: what goes while we read is here
         for name, story in self._stories.items():
-            if story.first or name not in trimmed:  # else every event of it is gone
-                self._check_endings(name, story)
+            await self._check_endings(name, story)
             self._check_hand_backs(name, story)
         self._check_caps()
         await self._check_arrivals()
@@ -97,6 +97,15 @@ class _LogAudit:
             except InvalidInputError:
                 continue  # torn: the audit of the board names it
             self._stories[name] = _Story(record=record.decode(), item=item)
+
+    async def _read_base(self) -> None:
+        self._whole = await self._log.trimmed() is None
+        async for name, text in self._scan(self._keys.base):
+            if name in self._stories:
+                try:
+                    self._stories[name].base = read_base(text)
+                except ValueError:
+                    continue  # torn: the audit of the board names it
 
     async def _scan(self, key: str) -> AsyncIterator[tuple[str, bytes]]:
         cursor: int | bytes = 0
@@ -123,6 +132,8 @@ class _LogAudit:
     # -- event by event -----------------------------------------------------------------------------------------------
 
     def _take(self, event: Event, request: str) -> None:
+        if not event.item:
+            return  # it tells of a trim
         if request:
             if (request, event.item) in self._requests:
                 self.found.breach(
@@ -136,6 +147,9 @@ class _LogAudit:
             self._born += 1
         elif not story.first:
             story.first, self._whole = event.version, False  # the log was trimmed
+            if story.base is not None and story.base.version == event.version - 1:  # and not further while we read
+                story.holder, story.token = story.base.holder, story.base.token
+                story.attempts, story.crashes = story.base.attempts, story.base.crashes
         if story.item is not None and _place(event.id) > _place(story.item.event):
             return  # newer than the record as we read it
         self._claim_or_end(event, story)
@@ -178,14 +192,25 @@ class _LogAudit:
 
     # -- at the end ---------------------------------------------------------------------------------------------------
 
-    def _check_endings(self, name: str, story: _Story) -> None:
+    async def _check_endings(self, name: str, story: _Story) -> None:
         for ending in story.record.split("|")[ENDINGS].split(",") if story.record else ():
             token, kind, version = (*ending.split(":"), "", "")[:3]
             if not version.isdigit() or not token.isdigit() or int(version) < story.first:
                 continue
             if story.ends.get(int(version)) != (int(token), kind):
+                if await self._was_trimmed(name, story, int(version)):
+                    continue
                 what = f"its record says that claim {token} ended ({kind}) as version {version}; the log says otherwise"
                 self.found.breach("I18", name, what)
+
+    async def _was_trimmed(self, name: str, story: _Story, version: int) -> bool:
+        """Whether the event that gave the item this version is gone from the log, perhaps since we began to read."""
+        if story.base is None or story.base.version < version:
+            try:
+                story.base = await self._log.base_of(name)
+            except ValueError:
+                return False  # torn: the audit of the board names it
+        return story.base is not None and version <= story.base.version
 
     def _check_hand_backs(self, name: str, story: _Story) -> None:
         item = story.item

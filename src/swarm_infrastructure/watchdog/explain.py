@@ -383,7 +383,7 @@ async def _last_event(blackboard: Blackboard, item_id: str) -> tuple[Event | Non
             if found:
                 return found[-1], searched, False
         if len(entries) < PAGE:
-            return None, searched, True
+            return None, searched, await EventLog(blackboard.store, blackboard.keys).trimmed() is None
         end = "(" + entries[-1][0].decode()
     return None, searched, False
 
