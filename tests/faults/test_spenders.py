@@ -199,7 +199,8 @@ async def _round(arena: SpendingArena) -> None:
         await costs.ledger.reserve(Spender(agent_id="next"), cap - settled + 1, 0)
     await costs.ledger.reserve(Spender(agent_id="next"), cap - settled, 0)  # all that is left can be spent
     arena.report(
-        "spenders, kill -9 half of them", fault="F20", n=PROCESSES * TASKS_EACH, spenders=PROCESSES * TASKS_EACH, killed=len(victims), cap_nano_usd=cap,
+        "spenders, kill -9 half of them", fault="F20", n=PROCESSES * TASKS_EACH, spenders=PROCESSES * TASKS_EACH,
+        killed=len(victims), cap_nano_usd=cap,
         spent_nano_usd=settled, bill_nano_usd=provider.bill, over_cap=0, leaked_holds=0, calls=len(entries),
         unknown=len(unknown), estimates_of_unknown_nano_usd=len(unknown) * ESTIMATE, most_settled_and_held=most,
     )  # fmt: skip
