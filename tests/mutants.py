@@ -167,7 +167,7 @@ DETAILS = {
     "answer_input": ("65_answers.lua", "if payload then redis.call('HSET', answers, input, payload) end", ""),
     "answer_input_first": ("65_answers.lua", " and redis.call('HEXISTS', answers, input) == 0", ""),
     "answer_ttl": ("65_answers.lua", "  redis.call('PEXPIRE', answers, ttl_ms)\n", ""),
-    "delete_records": ("delete_item.lua", "  redis.call('DEL', keys[11], keys[12])\n", ""),
+    "delete_records": ("delete_item.lua", "{ unpack(keys, 11) }", "{}"),
     "breaker_forgotten": ("76_breakers.lua", "    redis.call('HDEL', key, name)\n", ""),
     "breaker_reopened": ("76_breakers.lua", "breaker.state == 'half_open' or breaker.failures", "breaker.failures"),
     "breaker_reset": ("76_breakers.lua", "      breaker = breakers.read(nil)\n    end", "    end"),
