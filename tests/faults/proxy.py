@@ -7,7 +7,9 @@ protocol, far enough to know which function of the library a request calls.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -104,6 +106,9 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        with warnings.catch_warnings():  # of a socket that was accepted and that the loop had not taken over yet
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     @property
     def url(self) -> str:
@@ -179,7 +184,7 @@ class Proxy:
             return
         try:
             from_server, server = await asyncio.open_unix_connection(str(self._upstream))
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # also if the proxy ends just now
             client.transport.abort()
             return
         link = _Link(client, server)

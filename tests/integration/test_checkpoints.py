@@ -10,7 +10,7 @@ from given import Tape, clock_of, given_claim, given_item
 
 from swarm_infrastructure.blackboard import Blackboard
 from swarm_infrastructure.blackboard.claims import working_under
-from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemHeldError
+from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemHeldError, WrongStatusError
 from swarm_infrastructure.failure_recovery import Checkpoints
 from swarm_infrastructure.failure_recovery import checkpoints as module
 
@@ -185,3 +185,56 @@ async def test_checkpoints_go_with_their_item_or_by_hand(checkpoints: Checkpoint
     await checkpoints.create("t", "half", {})
     assert (await checkpoints.delete("t"), await checkpoints.delete("t")) == (True, False)
     assert "t" not in await checkpoints.tasks()
+
+
+async def test_who_has_lost_an_item_writes_nothing_also_without_showing_a_claim(
+    checkpoints: Checkpoints, board: Blackboard
+) -> None:
+    stale = await given_claim(board, lease_s=1)
+    lease = board.leases.keep(stale.claim)
+    await clock_of(board).advance(s=2)
+    fresh = await given_claim(board, agent="worker_2")
+    await checkpoints.create("a", "two", {"by": "worker_2"}, claim=fresh.claim)
+    await board.leases.run_once()
+    while not lease.lost:  # as its keeper finds out
+        await asyncio.sleep(0.01)
+        await board.leases.run_once()
+    with pytest.raises(ItemHeldError):
+        await checkpoints.create("a", "two", {"by": "worker_1"})
+    await board.fail(fresh.claim, "no")
+    with pytest.raises(WrongStatusError, match="nobody holds now"):
+        await checkpoints.create("a", "two", {"by": "worker_1"})
+    again = await given_claim(board, agent="worker_3")
+    board.leases.keep(again.claim)
+    with pytest.raises(ItemHeldError):  # not even with the claim of another agent of this process
+        await checkpoints.create("a", "two", {"by": "worker_1"})
+    board.leases.drop(again.claim)
+    assert [each.data for each in await checkpoints.list("a")] == [{"by": "worker_2"}]
+
+
+async def test_a_handler_writes_under_its_own_claim_and_no_other(checkpoints: Checkpoints, board: Blackboard) -> None:
+    mine, other = await given_claim(board), await given_claim(board, "b", agent="worker_2")
+    board.leases.keep(other.claim)
+    with working_under(mine.claim), pytest.raises(ItemHeldError):
+        await checkpoints.create("b", "half", {})
+    board.leases.drop(other.claim)
+
+
+@pytest.mark.unaudited
+async def test_what_is_torn_can_be_deleted_as_its_error_says(checkpoints: Checkpoints, board: Blackboard) -> None:
+    await board.store.command("HSET", board.keys.checkpoints_of("t"), "half", "no head at all")
+    with pytest.raises(InvalidInputError, match="don't fit their checksum"):
+        await checkpoints.find("t")
+    assert await checkpoints.delete("t")
+    await checkpoints.create("t", "half", {"n": 1})
+
+
+async def test_stages_whose_time_is_over_leave_room(
+    checkpoints: Checkpoints, board: Blackboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_STAGES", 2)
+    await checkpoints.create("t", "long", {}, ttl_hours=48)
+    await checkpoints.create("t", "short", {}, ttl_hours=1)
+    await clock_of(board).advance(s=3601)
+    await checkpoints.create("t", "next", {})
+    assert [each.stage for each in await checkpoints.list("t")] == ["long", "next"]

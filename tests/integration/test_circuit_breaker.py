@@ -262,3 +262,24 @@ async def test_when_no_provider_works_the_last_ones_error_names_the_others(break
     with pytest.raises(ConnectionError) as failed:
         await chain.call()
     assert "runway" in failed.value.__notes__[0]
+
+
+async def test_a_probe_that_is_slower_than_its_time_counts_all_the_same(breakers: Breakers, clock: ManualClock) -> None:
+    breaker = await opened(breakers)
+    await clock.advance(s=60)
+    await breakers.enter(breaker.guard, "slow")
+    for n in range(3):  # others come and take its place, as it seems dead
+        await clock.advance(s=11)
+        await breakers.enter(breaker.guard, f"other {n}".replace(" ", "-"))
+    assert await breakers.leave(breaker.guard, "slow", "ok") == "closed"
+
+
+async def test_of_probes_whose_time_is_over_the_newest_are_remembered(breakers: Breakers, clock: ManualClock) -> None:
+    breaker = await opened(breakers)
+    await clock.advance(s=60)
+    for n in range(40):
+        await breakers.enter(breaker.guard, f"dead-{n}")
+        await clock.advance(s=11)
+    text = await breakers._store.command("HGET", breakers._keys.breakers, "runway")
+    assert text.count(b"dead-") <= 22
+    assert await breakers.leave(breaker.guard, "dead-0", "ok") == "late"

@@ -106,7 +106,7 @@ def test_steps_are_shown_and_an_item_is_replayed_from_one(swarm: Swarm, on_redis
     code, _, err = swarm("items", "replay", "a", "--from", "nowhere")
     assert (code, "one of jobs/waiting, draft" in err) == (2, True)
     code, _, err = swarm("items", "replay", "nobody")
-    assert (code, "no item 'nobody'" in err) == (1, True)
+    assert (code, "nothing on record" in err) == (2, True)
     assert swarm("items", "steps", "nobody") == (0, "", "swarm: nothing is on record for nobody\n")
 
 

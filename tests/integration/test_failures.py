@@ -309,3 +309,45 @@ async def test_an_item_that_is_given_up_is_escalated_with_its_last_error(studio:
 async def test_a_list_of_fallbacks_is_a_list(studio: SwarmInfrastructure) -> None:
     with pytest.raises(InvalidInputError, match="fallbacks of role 'designer'"):
         studio.failure_recovery.register_fallback("designer", "backup")
+
+
+async def test_many_failures_start_one_fallback_agent_that_works_them_off_in_its_slots(
+    studio: SwarmInfrastructure,
+) -> None:
+    worker = Swarm([Broken], fallbacks={"designer": [Simple]}, board=TWO).make_worker(studio)
+    task = await running(worker)
+    for n in range(6):
+        await submit(studio, f"i{n}")
+
+    async def all_done() -> bool:
+        return (await studio.blackboard.get_section_stats("jobs"))["by_status"].get("done") == 6
+
+    await until(all_done, 25.0)
+    assert len({(await studio.blackboard.get(f"i{n}")).result for n in range(6)}) == 1
+    assert len(worker.runners) == 2
+    assert await studio.failure_recovery.escalations() == []
+    await stopped(worker, task)
+
+
+async def test_a_fallback_that_cannot_begin_is_no_agent_and_the_next_one_is_taken(studio: SwarmInfrastructure) -> None:
+    class Unfit(Simple):
+        role = "unfit"
+
+        async def setup(self) -> None:
+            raise RuntimeError("no licence")
+
+    worker = Swarm([Broken], fallbacks={"designer": [Unfit, Simple]}, board=TWO).make_worker(studio)
+    task = await running(worker)
+    await submit(studio)
+    await until(lambda: finished(studio), SOON_S)
+    assert (await studio.blackboard.get("a")).result.startswith("designer_simple")
+    assert not [agent for agent in await studio.blackboard.agents.list() if agent.role == "unfit"]
+    await stopped(worker, task)
+
+
+async def test_while_the_worker_leaves_nobody_is_started(studio: SwarmInfrastructure) -> None:
+    worker = Swarm([Broken], fallbacks={"designer": [Simple]}, board=TWO).make_worker(studio)
+    task = await running(worker)
+    worker.tell_to_stop()
+    assert await studio.failure_recovery.fallbacks.start("designer_simple") is None
+    await asyncio.wait_for(task, SOON_S)

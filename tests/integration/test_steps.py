@@ -25,7 +25,7 @@ from swarm_infrastructure import (
     Work,
 )
 from swarm_infrastructure.blackboard.audit import audit
-from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemNotFoundError
+from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, StoreUnavailableError
 from swarm_infrastructure.failure_recovery import steps as module
 
 STORIES = Board(
@@ -314,7 +314,7 @@ async def test_an_item_at_work_does_not_become_a_replay(swarm: SwarmInfrastructu
 
 async def test_what_cannot_be_replayed_is_said(swarm: SwarmInfrastructure) -> None:
     steps = swarm.failure_recovery.steps
-    with pytest.raises(ItemNotFoundError, match="with steps on record"):
+    with pytest.raises(InvalidInputError, match="nothing on record"):
         await steps.replay(swarm.blackboard, "nobody")
     await (await given_work(swarm)).step("draft", Counter())
     with pytest.raises(InvalidInputError, match="drafts/waiting, draft"):
@@ -329,3 +329,43 @@ async def test_the_list_says_where_and_when_each_step_was_done(swarm: SwarmInfra
     assert (first.name, first.stage, first.token, second.name) == ("draft", "drafts/waiting/", work.token, "check")
     assert 0 < first.at_us < second.at_us
     assert first.answer == b'{"n":1,"of":["x"]}'
+
+
+async def test_a_replay_brings_forth_no_new_items_and_stays_one(swarm: SwarmInfrastructure) -> None:
+    work = await given_work(swarm)
+    await work.step("draft", Counter())
+    copy_id = await swarm.failure_recovery.steps.replay(swarm.blackboard, "a")
+    claimed = await swarm.blackboard.claims.claim_item(copy_id, "bob")
+    assert claimed is not None
+    copy = Work(claimed, swarm.blackboard.leases.keep(claimed.claim), swarm)
+    with pytest.raises(ReplayError, match="submit of child"):
+        await copy.submit(Submission(id="child", section="drafts", payload={}))
+    assert await swarm.blackboard.find("child") is None
+    assert await swarm.blackboard.store.command("TTL", swarm.blackboard.keys.answers(copy_id)) == -1
+
+
+async def test_a_record_is_kept_when_redis_is_out_of_memory(swarm: SwarmInfrastructure) -> None:
+    work, store = await given_work(swarm), swarm.blackboard.store
+    before = (await store.command("CONFIG", "GET", "maxmemory"))[b"maxmemory"]
+    await store.command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        assert await work.step("draft", Counter()) == {"n": 1, "of": []}
+    finally:
+        await store.command("CONFIG", "SET", "maxmemory", before)
+
+
+async def test_what_was_done_is_recorded_also_if_redis_comes_back_late(
+    swarm: SwarmInfrastructure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, draft, steps = await given_work(swarm), Counter(), swarm.failure_recovery.steps
+    record, refusals = steps.record, [1, 2]
+
+    async def late(*args: Any) -> bytes:
+        if refusals:
+            refusals.pop()
+            raise StoreUnavailableError("here", "it is away")
+        return await record(*args)
+
+    monkeypatch.setattr(steps, "record", late)
+    assert await work.step("draft", draft) == {"n": 1, "of": []}
+    assert len(draft.calls) == 1

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from given import clock_of
+from given import clock_of, held_call
 from test_asking import HUNDRED, JOBS, given_work, spent, until
 
 from swarm_infrastructure import (
@@ -17,6 +17,7 @@ from swarm_infrastructure import (
     CircuitBreakerConfig,
     CircuitOpenError,
     Claims,
+    ConfigurationError,
     Item,
     LLMClient,
     LLMRequest,
@@ -38,7 +39,7 @@ from swarm_infrastructure.agents.asking import call as asking_call
 from swarm_infrastructure.agents.asking.alone import ask
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.cost_manager import audit_money
-from swarm_infrastructure.errors import RateLimitedError
+from swarm_infrastructure.errors import RateLimitedError, StoreUnavailableError
 from swarm_infrastructure.testing import FunctionLLM
 
 TWO = TierTable({"balanced": ["gpt-6.1-terra", "gpt-6-luna"]})
@@ -275,3 +276,111 @@ async def retaken(swarm: SwarmInfrastructure, agent: str = "bob") -> Work:
     """The item again, after its lease has run out."""
     [claimed] = await swarm.blackboard.claim("jobs", agent)
     return Work(claimed, swarm.blackboard.leases.keep(claimed.claim), swarm)
+
+
+async def test_a_model_that_asks_for_a_long_wait_is_left_for_the_next_one(open_swarm: Open) -> None:
+    models = Models("gpt-6.1-terra")
+    models.error = lambda model: RateLimitedError(model, "slow down", retry_after_s=3600.0, may_be_paid=False)
+    async with open_swarm(models.client, TWO) as swarm:
+        work = await given_work(swarm)
+        for n in range(3):
+            assert (await work.ask("content_analysis", f"Is it {n}?")).model == "gpt-6-luna"
+        assert models.asked.count("gpt-6.1-terra") == 1  # then the fleet knew
+
+
+async def test_an_item_whose_only_model_asks_to_wait_goes_back_unharmed(open_swarm: Open) -> None:
+    models = Models("gpt-6.1-terra")
+    models.error = lambda model: RateLimitedError(model, "slow down", retry_after_s=3600.0, may_be_paid=False)
+
+    class Reader(BaseAgent):
+        claims = Claims("jobs")
+
+        async def process(self, item: Item, work: Work) -> Outcome:
+            return work.done((await work.ask("content_analysis", "Is it?")).text)
+
+    async with open_swarm(models.client) as swarm:
+        await swarm.blackboard.submit(Submission(id="a", section="jobs", payload={}))
+        agent = Reader("reader-1", swarm=swarm)
+        await agent.start()
+
+        async def handed_back() -> bool:
+            return (await swarm.blackboard.history("a"))[-1].kind == "handed_back"
+
+        await until(handed_back)
+        await agent.stop()
+        assert (await swarm.blackboard.get("a")).attempts == 0
+
+
+@pytest.mark.parametrize("kind", ["auth", "quota"])
+async def test_a_provider_that_does_not_let_us_in_is_left_for_the_next_one(open_swarm: Open, kind: str) -> None:
+    models = Models("gpt-6.1-terra")
+    models.error = lambda model: ModelError(model, kind, "no")
+    async with open_swarm(models.client, TWO) as swarm:
+        assert (await (await given_work(swarm)).ask("content_analysis", "Is it?")).model == "gpt-6-luna"
+
+
+async def test_without_anybody_to_ask_nothing_is_booked_and_what_is_on_record_is_there(open_swarm: Open) -> None:
+    models = Models()
+    async with open_swarm(models.client) as swarm:
+        work = await given_work(swarm)
+        await work.ask("content_analysis", "Is it?")
+        before = await spent(swarm)
+        swarm._llm = {"nobody": models.client}  # as after a restart without the key
+        assert (await work.ask("content_analysis", "Is it?")).recorded
+        with pytest.raises(ConfigurationError):
+            await work.ask("content_analysis", "And that?")
+        assert await spent(swarm) == before
+        assert not [row for row in (await swarm.cost_manager.ledger.reservations()).values() if row[0] == "sent"]
+
+
+async def test_an_answer_in_hand_is_settled_when_redis_is_back_and_not_asked_for_again(
+    open_swarm: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models()
+    async with open_swarm(models.client) as swarm:
+        work, ledger = await given_work(swarm), swarm.cost_manager.ledger
+        settle, refusals = ledger.settle, [1, 2]
+
+        async def late(*args: Any, **how: Any) -> Any:
+            if refusals:
+                refusals.pop()
+                raise StoreUnavailableError("here", "it is away")
+            return await settle(*args, **how)
+
+        monkeypatch.setattr(ledger, "settle", late)
+        assert (await work.ask("content_analysis", "Is it?")).text == "yes"
+        assert len(models.asked) == 1
+        assert await spent(swarm) == Prices().cost("gpt-6.1-terra", HUNDRED)
+
+
+async def test_a_call_whose_caller_is_cancelled_before_it_left_costs_nothing(open_swarm: Open) -> None:
+    models = Models()
+    async with open_swarm(models.client) as swarm:
+        work = await given_work(swarm)
+        async with held_call(swarm.blackboard.store, "reserve") as (executed, let):
+            task = asyncio.create_task(work.ask("content_analysis", "Is it?"))
+            await executed.wait()
+            task.cancel()
+            let.set()
+            await asyncio.gather(task, return_exceptions=True)
+        assert (await spent(swarm), models.asked) == (0, [])
+
+
+async def test_one_replay_among_several_items_does_not_keep_the_others_from_asking(open_swarm: Open) -> None:
+    from clients import Verdict
+
+    answers = FunctionLLM(
+        lambda request: {"score": 1, "why": "x"} if "parts" not in (request.prompt or "") else {"parts": []}
+    )
+    async with open_swarm(answers) as swarm:
+        work = await given_work(swarm)
+        await work.ask("content_analysis", "Is it?", schema=Verdict)
+        copy_id = await swarm.failure_recovery.steps.replay(swarm.blackboard, "a")
+        claimed = await swarm.blackboard.claims.claim_item(copy_id, "ada")
+        assert claimed is not None
+        copy = Work(claimed, swarm.blackboard.leases.keep(claimed.claim), swarm, role="reader")
+        told = await ask_together(
+            [copy, work], "content_analysis", ["New?", "Is that?"], schema=Verdict, return_exceptions=True, retry=NOW
+        )
+        assert isinstance(told[0], ReplayError)
+        assert told[1].parsed == Verdict(score=1, why="x")

@@ -26,6 +26,7 @@ from ..errors import (
     ClaimLostError,
     ConfigurationError,
     InvalidInputError,
+    RateLimitedError,
     RefusedError,
     ReplayError,
     SwarmError,
@@ -42,6 +43,7 @@ __all__ = ["Runner"]
 
 log = structlog.get_logger(__name__)
 REAP_S = 0.5  # how often an agent without a free slot looks for leases that ran out
+LOOK_AGAIN_S = 30.0  # the longest that an item waits for a backend: a breaker may be closed by hand meanwhile
 ASSIGNED_S = 30.0  # how long an agent tries to get an item that it was given: its lease may have to run out first
 LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
 
@@ -91,6 +93,7 @@ class Runner:
             await agent.setup()
         except BaseException:
             serve.close()
+            await self._undo_start()
             raise
         self._task = asyncio.create_task(serve, name=agent.agent_id)
 
@@ -104,6 +107,16 @@ class Runner:
         if agent.claims is not None and not agent.cycles_by_hand():
             facts |= {"lanes": list(self._requests(1).lanes), "slots": agent.slots or agent.claims.batch}
         return facts
+
+    async def _undo_start(self) -> None:
+        """Leave no agent behind that is known and listens, but does not work."""
+        self.left = True
+        self.agent.bus.off(MessageType.TASK_ASSIGN, self._assigned)
+        try:
+            await self.agent.bus.stop()
+            await self._swarm.unregister_agent(self.agent.agent_id)
+        except SwarmError as error:
+            log.warning("not taken back", agent=self.agent.agent_id, why=str(error))
 
     @property
     def in_hand(self) -> int:
@@ -278,6 +291,10 @@ class Runner:
                 self._short_of_money = True
         except CircuitOpenError as error:  # no fault of the item's: it waits until the backend is tried again
             outcome = HandBack(reason=f"stop_reason=breaker: {error}", delay_s=self._after(error.retry_after_s))
+        except RateLimitedError as error:  # no fault of the item's either
+            outcome = HandBack(
+                reason=f"stop_reason=rate limit: {error}", delay_s=self._after(error.retry_after_s or 1.0)
+            )
         except (InvalidInputError, ReplayError) as error:
             outcome = failed(error, give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything
@@ -293,8 +310,8 @@ class Runner:
         await self._finish(work, outcome)
 
     def _after(self, wait_s: float) -> float:
-        """A little later than *wait_s*, and not all at once."""
-        return wait_s * (1 + 0.2 * self._random.random())
+        """A little later than *wait_s*, and not all at once; soon enough if somebody ends the wait by hand."""
+        return min(wait_s, LOOK_AGAIN_S) * (1 + 0.2 * self._random.random())
 
     def _draining_now(self) -> bool:
         return self._draining or self._handing_back or self._stopping.is_set()
@@ -345,9 +362,10 @@ class Runner:
             await recovery.record_failure(outcome.type, agent.agent_id, work.item_id, outcome.error)
             if kind == "quarantined":
                 await recovery.escalate(work.item_id, outcome.error, agent_id=agent.agent_id, failure_type=outcome.type)
-            elif recovery.fallbacks.of(agent.role):
-                await recovery.spawn_fallback_agent(agent.agent_id, agent.role, work.item_id)
-        except UnavailableError as error:
+            elif recovery.fallbacks.of(agent.role) and not self._draining_now():
+                # nobody free: it has its next attempt anyway
+                await recovery.spawn_fallback_agent(agent.agent_id, agent.role, work.item_id, escalate=False)
+        except SwarmError as error:
             log.warning("a failure was not recorded", item=work.item_id, why=str(error))
 
     # -- tasks given by name ----------------------------------------------------------------------------------------------
@@ -365,7 +383,11 @@ class Runner:
         handlers of the agent's own."""
         agent, board, loop = self.agent, self._swarm.blackboard, asyncio.get_running_loop()
         gives_up_at, pause_s = loop.time() + ASSIGNED_S, 0.05
+        slots = agent.slots or (agent.claims.batch if agent.claims else 1)
         while not self._stopping.is_set() and loop.time() < gives_up_at:
+            if len(self._hands) >= slots:
+                await asyncio.sleep(pause_s)
+                continue
             try:
                 item = await board.find(item_id)
                 if item is None or not (item.holder or board.board.is_ready(item.section, item.status)):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 from pydantic import BaseModel, ValidationError
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, StoreUnavailableError
 from ..failure_recovery.steps import dump_answer, step_key
 
 if TYPE_CHECKING:
     from .work import Work
 
 __all__ = ["run_step"]
+
+log = structlog.get_logger(__name__)
 
 
 async def run_step(
@@ -37,8 +42,19 @@ async def run_step(
         answer = function(*args, **given)
         if inspect.isawaitable(answer):
             answer = await answer
-        recorded = await steps.record(work.claim, key, dump_answer(name, answer))
+        recorded = await _record(work, key, dump_answer(name, answer))
     return _read(name, recorded, schema)
+
+
+async def _record(work: Work, key: str, answer: bytes) -> bytes:
+    """Keep what was done, also if Redis comes back late: it is not done again while the claim holds."""
+    while True:
+        try:
+            return await work.swarm.failure_recovery.steps.record(work.claim, key, answer)
+        except StoreUnavailableError as error:
+            work.check()
+            log.warning("a step is not recorded yet", item=work.item_id, step=key, why=str(error))
+            await asyncio.sleep(0.2 + random.random())
 
 
 def _takes_key(function: Callable[..., Any]) -> bool:

@@ -7,7 +7,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -103,7 +102,7 @@ class Swarm:
             recovery.register_fallback(role, [each if isinstance(each, str) else role_of(each) for each in makers])
             for maker in makers:
                 if not isinstance(maker, str):
-                    recovery.fallbacks.starts(role_of(maker), partial(start_agent, maker, swarm, worker))
+                    recovery.fallbacks.starts(role_of(maker), Understudy(maker, swarm, worker))
         return worker
 
     def run(
@@ -192,11 +191,24 @@ def make_agent(maker: AgentMaker, swarm: SwarmInfrastructure, tag: str) -> BaseA
     return agent
 
 
-async def start_agent(maker: AgentMaker, swarm: SwarmInfrastructure, worker: Worker) -> str:
-    """One more agent in *worker*. Returns its id."""
-    agent = make_agent(maker, swarm, f"{secrets.token_hex(2)}-f")
-    await worker.add(agent)
-    return agent.agent_id
+class Understudy:
+    """A fallback agent of a worker: started when it is first needed, and then the same for everybody."""
+
+    def __init__(self, maker: AgentMaker, swarm: SwarmInfrastructure, worker: Worker) -> None:
+        self._maker, self._swarm, self._worker = maker, swarm, worker
+        self._starting = asyncio.Lock()
+        self._agent: BaseAgent | None = None
+
+    async def __call__(self) -> str | None:
+        """Its id; None if the worker leaves."""
+        async with self._starting:
+            if self._worker.leaving:
+                return None
+            if self._agent is None or all(each.agent is not self._agent or each.left for each in self._worker.runners):
+                agent = make_agent(self._maker, self._swarm, f"{secrets.token_hex(2)}-f")
+                await self._worker.add(agent)
+                self._agent = agent
+            return self._agent.agent_id
 
 
 async def _until_watched(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..blackboard import Claim, Claimed, Item, Lease, Place, Submission, Submitted
 from ..blackboard.blackboard import Patch
-from ..errors import ClaimLostError
+from ..errors import ClaimLostError, ReplayError
 from ..failure_recovery import Checkpoint, FailureType
 from ..failure_recovery.steps import step_key
 from .asking import Answered, ask
@@ -113,8 +113,15 @@ class Work:
             raise ClaimLostError(self.claim.item_id, self.claim.agent_id, self.claim.token, self._lease.lost)
 
     async def submit(self, *items: Submission) -> list[Submitted]:
-        """Put new items on the board, in this agent's name."""
+        """Put new items on the board, in this agent's name.
+
+        Raises:
+            ReplayError: the item is a replay: what it brought forth is there, and would be worked on and paid for again.
+        """
         self.check()
+        original = await self._swarm.failure_recovery.steps.original(self.item.id)
+        if original is not None:
+            raise ReplayError(self.item.id, f"submit of {', '.join(each.id for each in items)}")
         return await self._swarm.blackboard.submit(*items, agent=self.claim.agent_id)
 
     async def ask(
@@ -173,7 +180,7 @@ class Work:
 
         It is recorded under its name and the digest of its arguments, with the claim's token, before it is returned. If
         *function* takes an ``idempotency_key`` that is not given, it gets `step_key`, to pass to the outside world: between
-        its effect and the record a crash can still make it run twice.
+        its effect and the record a crash can still make it run twice, and two calls of the same step at once run both.
 
         Args:
             name: of the step.

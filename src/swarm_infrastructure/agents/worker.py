@@ -126,6 +126,11 @@ class Worker:
                 run.result()  # a runner ends with an error, or because it was ordered to
             self._runs -= done
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to stop."""
+        return self._told.is_set()
+
     async def add(self, agent: BaseAgent) -> None:
         """Let one more agent work in this process.
 
@@ -134,6 +139,9 @@ class Worker:
         """
         runner = Runner(agent, self._swarm)
         await runner.start()
+        if self.leaving:
+            await runner.stop(grace_s=0.0)
+            return
         self.runners.append(runner)
         self._everybody.append(runner)
         self._runs.add(asyncio.create_task(runner.wait()))

@@ -24,6 +24,7 @@ __all__ = ["Lease", "LeaseKeeper"]
 log = structlog.get_logger(__name__)
 
 RENEW_AT = 1 / 3  # of the lease: two more tries before it is given up
+LOST_KEPT = 10_000
 LOST_AT = 2 / 3  # of the lease without a confirmed renewal: a third is left to stop in
 
 
@@ -58,6 +59,7 @@ class LeaseKeeper:
     def __init__(self, desk: ClaimDesk) -> None:
         self._desk = desk
         self._leases: dict[tuple[str, int], Lease] = {}
+        self._lost: dict[str, None] = {}  # items of which a claim was lost here, the newest `LOST_KEPT`
         self._task: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
@@ -93,7 +95,10 @@ class LeaseKeeper:
         return lease.claim if lease else None
 
     def of_item(self, item_id: str) -> Claim | None:
-        """The newest claim on *item_id* that is being kept, whoever's it is."""
+        """The newest claim on *item_id* that is being kept, whoever's it is; None if this process has lost one on it: then
+        who asks may be who lost it."""
+        if item_id in self._lost:
+            return None
         return max(
             (lease.claim for (item, _), lease in self._leases.items() if item == item_id),
             key=lambda claim: claim.token, default=None,
@@ -128,15 +133,20 @@ class LeaseKeeper:
                 lease.confirmed_at = now
                 renewed += 1
             elif (lease.claim.item_id, lease.claim.token) in self._leases:  # else it ended while we asked
-                self.drop(lease.claim)
-                lease.lose(why)
+                self._lose(lease, why)
         return renewed
 
     def _give_up(self, now: float) -> None:
         for lease in list(self._leases.values()):
             if now - lease.confirmed_at >= lease.claim.lease_s * LOST_AT:
-                self.drop(lease.claim)
-                lease.lose("it could not be renewed for two thirds of its lease")
+                self._lose(lease, "it could not be renewed for two thirds of its lease")
+
+    def _lose(self, lease: Lease, why: str) -> None:
+        self.drop(lease.claim)
+        self._lost[lease.claim.item_id] = None
+        if len(self._lost) > LOST_KEPT:
+            del self._lost[next(iter(self._lost))]
+        lease.lose(why)
 
     async def _run(self) -> None:
         while True:

@@ -17,7 +17,7 @@ import orjson
 from ..blackboard import Claim
 from ..blackboard.blackboard import Blackboard
 from ..blackboard.claims import current_claim
-from ..errors import ClaimLostError, InvalidInputError, ItemHeldError, LibraryMismatchError
+from ..errors import ClaimLostError, InvalidInputError, ItemHeldError, LibraryMismatchError, WrongStatusError
 from ..keys import check_id
 
 __all__ = ["MAX_CHECKPOINT_BYTES", "Checkpoint", "Checkpoints", "read_checkpoint"]
@@ -76,7 +76,7 @@ class Checkpoints:
 
         Raises:
             ClaimLostError: the claim does not hold any more; nothing was written.
-            ItemHeldError: the task is an item that another process has claimed; nothing was written.
+            ItemHeldError, WrongStatusError: the task is an item that somebody has or had in hand, and the caller shows no claim.
             InvalidInputError: no JSON, larger than 8 MiB, too many stages, or a name that can't stand in a key.
             SectionFullError: Redis is out of memory.
         """
@@ -105,6 +105,11 @@ class Checkpoints:
                 )  # fmt: skip
             case [b"lost", why] if claim:
                 raise ClaimLostError(task_id, claim.agent_id, claim.token, why.decode())
+            case [b"held", b""]:
+                raise WrongStatusError(
+                    task_id, found="an item that was claimed, and that nobody holds now", needed="its holder's claim",
+                    step="write it from the handler, or pass claim=",
+                )  # fmt: skip
             case [b"held", holder]:
                 raise ItemHeldError(task_id, holder.decode())
             case [b"full", found]:
@@ -147,12 +152,13 @@ class Checkpoints:
 
     async def delete(self, task_id: str) -> bool:
         """Forget the checkpoints of a task; False if it had none."""
-        stages = [each.stage for each in await self.list(task_id)]
-        names = [f"{task_id}|{stage}" for stage in stages]
+        check_id("task id", task_id)
+        stages = await self._store.command("HKEYS", self._keys.checkpoints_of(task_id))
+        names = [f"{task_id}|{stage.decode()}" for stage in stages]
         gone, *_ = await self._store.commands(
             ("DEL", self._keys.checkpoints_of(task_id)), *(("ZREM", self._keys.checkpoints, name) for name in names)
         )
-        return bool(int(gone)) or bool(stages)
+        return bool(int(gone))
 
     async def sweep(self) -> None:
         """Forget the names of what ended by itself."""
@@ -162,7 +168,9 @@ class Checkpoints:
 
     def _own_claim(self, task_id: str) -> Claim | None:
         claim = current_claim()
-        return claim if claim is not None and claim.item_id == task_id else self._board.leases.of_item(task_id)
+        if claim is not None:  # inside of a handler: its own claim or none, whoever else of this process holds the item
+            return claim if claim.item_id == task_id else None
+        return self._board.leases.of_item(task_id)
 
 
 def _dump(task_id: str, data: Mapping[str, Any], agent_states: Mapping[str, Any]) -> bytes:

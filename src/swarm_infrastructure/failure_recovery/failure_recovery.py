@@ -117,12 +117,13 @@ class FailureRecovery:
         self.fallbacks.register(role, names)
 
     async def spawn_fallback_agent(
-        self, failed_agent_id: str, agent_role: str, task_id: str, task_data: Mapping[str, Any] | None = None
-    ) -> str | None:
+        self, failed_agent_id: str, agent_role: str, task_id: str, task_data: Mapping[str, Any] | None = None,
+        *, escalate: bool = True,
+    ) -> str | None:  # fmt: skip
         """Give the task of an agent that failed to its first fallback that is idle or can be started.
 
         It hears ``task.assign`` with ``is_fallback``; if the task is an item of the board, it claims it. If nobody can be
-        found, the task is escalated.
+        found, the task is escalated, unless *escalate* is False.
 
         Returns:
             Who has the task now, or None.
@@ -132,7 +133,7 @@ class FailureRecovery:
             "failed_agent_id": failed_agent_id,
         }  # fmt: skip
         found = await self.fallbacks.hand_over(agent_role, failed_agent_id, facts)
-        if found is None:
+        if found is None and escalate:
             chain = ", ".join(self.fallbacks.of(agent_role)) or "none registered"
             await self.escalate(
                 task_id, f"{failed_agent_id!r} failed, and no fallback of role {agent_role!r} is there ({chain})",
@@ -204,7 +205,7 @@ class FailureRecovery:
             agent_id: who failed.
             task_id: with what.
             error: what it said.
-            agent_role: of the agent; decides its fallbacks.
+            agent_role: of the agent, if it is not registered; decides its fallbacks.
             task_data: for the fallback.
             attempt: which attempt failed, from 1; after the last one of the policy a retry becomes an escalation.
         """
@@ -224,6 +225,8 @@ class FailureRecovery:
                 pause_s = backoff_s(attempt, self.retry, self._random)
                 return Recovery(action=action, failure_id=failure_id, retry_in_s=pause_s)
             case RecoveryAction.FALLBACK_AGENT:
+                if not agent_role and (known := await self._board.agents.find(agent_id)) is not None:
+                    agent_role = known.role
                 found = await self.spawn_fallback_agent(agent_id, agent_role, task_id, task_data)
                 action = action if found is not None else RecoveryAction.ESCALATE  # it is on the list by now
                 return Recovery(action=action, failure_id=failure_id, fallback_id=found)

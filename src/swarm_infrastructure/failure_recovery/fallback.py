@@ -9,14 +9,16 @@ import structlog
 
 from ..blackboard import AgentStatus
 from ..blackboard.registry import AgentRegistry
-from ..errors import CircuitOpenError, InvalidInputError, UnavailableError
+from ..errors import CircuitOpenError, InvalidInputError
+from ..keys import check_id
 from .circuit_breaker import Breakers, heard_of
 
 __all__ = ["FallbackAgents", "FallbackChain"]
 
 log = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
-Starter = Callable[[], Awaitable[str]]  #: starts an agent in this process; gives its id
+#: starts an agent in this process, or finds the one that it started; its id, or None
+Starter = Callable[[], Awaitable[str | None]]
 Assign = Callable[[str, Mapping[str, Any]], Awaitable[bool]]  #: tells an agent of its task; whether it heard
 Summon = Callable[[str], Awaitable[str | None]]  #: asks another process to start one; its id, or None
 
@@ -37,6 +39,8 @@ class FallbackChain(Generic[Answer]):
     def __init__(self, breakers: Breakers, providers: Mapping[str, Callable[..., Awaitable[Answer]]]) -> None:
         if not providers:
             raise InvalidInputError("providers of a fallback chain", found="none", needed="at least one")
+        for name in providers:
+            breakers.get(name)  # a name that can't be one is refused now, and not when the others have failed
         self._breakers, self._providers = breakers, dict(providers)
         self.used = ""  #: who gave the last answer
 
@@ -84,6 +88,8 @@ class FallbackAgents:
         """Say who takes over from *role*, best first: ids or roles of agents, or names of classes that can be started."""
         if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
             raise InvalidInputError(f"fallbacks of role {role!r}", found=names, needed="a list of names")
+        for name in names:
+            check_id(f"fallback of role {role!r}", name)
         self._chains[str(role)] = tuple(dict.fromkeys(names))
 
     def of(self, role: str) -> tuple[str, ...]:
@@ -125,8 +131,8 @@ class FallbackAgents:
                 yield agent.agent_id
         try:
             started = await self.start(name) or (await self._summon(name) if self._summon else None)
-        except UnavailableError as error:
-            log.warning("a fallback agent was not started", name=name, why=str(error))
+        except Exception as error:  # the rim: an agent's own setup may raise anything, and others may do
+            log.warning("a fallback agent was not started", name=name, why=repr(error), exc_info=True)
             return
         if started is not None:
             yield started

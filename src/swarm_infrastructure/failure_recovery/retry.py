@@ -108,6 +108,7 @@ async def retry_call(
     budget: RetryBudget | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     on_wait: OnWait | None = None,
+    unless: Callable[[BaseException], bool] | None = None,
 ) -> Answer:
     """The answer of *call*, which is called again after failures that may pass.
 
@@ -120,6 +121,7 @@ async def retry_call(
         budget: of the backend; while it allows none, a failure is raised at once.
         sleep: waits for so many seconds.
         on_wait: told before each wait.
+        unless: of failures that the policy tries again, those that are none of the backend's: they are raised at once.
 
     Raises:
         BaseException: what the last attempt raised, as it was raised.
@@ -127,7 +129,7 @@ async def retry_call(
     jitter = random or Random()
 
     def retries(error: BaseException) -> bool:
-        if not isinstance(error, policy.retry_on):
+        if not isinstance(error, policy.retry_on) or (unless is not None and unless(error)):
             return False
         if budget is not None:
             budget.failed()

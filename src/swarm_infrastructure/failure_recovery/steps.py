@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from ..blackboard import Claim, Submission
 from ..blackboard.blackboard import Blackboard
 from ..blackboard.items import ANSWER_S
-from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError, LibraryMismatchError, ReplayError
+from ..errors import ClaimLostError, InvalidInputError, LibraryMismatchError, ReplayError
 from ..keys import BoardKeys, check_id
 from ..store import Store
 
@@ -129,14 +129,16 @@ class Steps:
             The copy's id.
 
         Raises:
-            ItemNotFoundError: nothing is on record for the item.
-            InvalidInputError: *start* names nothing that is on record.
+            InvalidInputError: nothing is on record for the item, or *start* names nothing that is.
         """
         rows = await self._rows(check_id("item id", item_id))
         inputs = {name.removeprefix(INPUT): text for name, text in rows.items() if name.startswith(INPUT)}
         steps = [step for step in _read_steps(rows) if step.stage in inputs]
         if not steps:
-            raise ItemNotFoundError(item_id, f"{board.board.name} with steps on record")
+            raise InvalidInputError(
+                f"replay of item {item_id!r}", found="nothing on record for it", needed="an item whose steps are recorded",
+                step="work.ask and work.step record them, for as long as the item stays and a week after the last one",
+            )  # fmt: skip
         stage = _stage_of(item_id, steps, start)
         section, status, requires = stage.split("/")
         kept = {name: text for name, text in rows.items() if name != REPLAYED}
@@ -144,9 +146,8 @@ class Steps:
             name = check_id("item id", copy_id or f"{item_id}~replay-{number}")
             key = self._keys.answers(name)
             free = await board.find(name) is None  # an item at work must not become a replay
-            ttl_ms = round(ANSWER_S * 1000)
-            marked = free and await self._store.commands(("HSETNX", key, REPLAYED, item_id), ("PEXPIRE", key, ttl_ms))
-            if not marked or not int(marked[0]):
+            # no end: without its mark the copy would be an item like any other; it goes with the copy
+            if not free or not int(await self._store.command("HSETNX", key, REPLAYED, item_id)):
                 if copy_id:
                     raise InvalidInputError("id of the copy", found=copy_id, needed="one that was not used before")
                 continue
@@ -154,8 +155,17 @@ class Steps:
             submission = Submission(
                 id=name, section=section, status=status, requires=requires, payload=orjson.loads(inputs[stage])
             )
-            await board.submit(submission, agent=agent)
-            return name
+            try:
+                await self._store.command("PERSIST", key)
+                [answer] = await board.submit(submission, agent=agent)
+            except BaseException:
+                await self._store.command("DEL", key)
+                raise
+            if answer.accepted:
+                return name
+            await self._store.command("DEL", key)  # somebody put an item of this id on the board meanwhile
+            if copy_id:
+                raise InvalidInputError("id of the copy", found=copy_id, needed="one that was not used before")
         raise InvalidInputError("replays", found=f"999 of item {item_id!r}", needed="fewer", step="delete some of them")
 
     async def _rows(self, item_id: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import structlog
 from pydantic import BaseModel
 
 from ...cost_manager import LLMTier
-from ...errors import BudgetExceededError, CircuitOpenError, ModelUnavailableError, RateLimitedError
+from ...errors import BudgetExceededError, CircuitOpenError, InvalidInputError, ModelError, ModelUnavailableError
 from ...failure_recovery import RetryPolicy
 from ...llm import LLMRequest
 from ...llm.types import ChatMessage
@@ -23,6 +23,10 @@ __all__ = ["ask", "cheaper_tier", "first_available", "in_tier"]
 log = structlog.get_logger(__name__)
 
 Outcome = TypeVar("Outcome")
+OUT_OF_ORDER = {
+    "auth",
+    "quota",
+}  # kinds of `ModelError` that say nothing of the question: another provider may answer it
 
 
 async def ask(
@@ -53,7 +57,7 @@ async def ask(
         part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags, named=model is not None)
         if cache_s and (known := await part.known(cache_s)) is not None:
             return known  # else the call that reserves looks the record up
-        request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}")
+        request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}:{name}")
         [result] = await Asking([part], task_type, retry, random or Random()).answers(request)
         assert result is not None
         return await part.answered(result, cache_s)
@@ -67,15 +71,21 @@ async def ask(
 
 async def first_available(models: Sequence[str], asked: Callable[[str], Awaitable[Outcome]]) -> Outcome:
     """What *asked* gives for the first of *models* whose backend works."""
-    *others, last = models
-    for name in others:
+    soonest: CircuitOpenError | None = None
+    for at, name in enumerate(models):
         try:
             return await asked(name)
-        except (CircuitOpenError, ModelUnavailableError) as error:
-            if isinstance(error, RateLimitedError) and not error.by_provider:
-                raise  # it is our own limit
+        except (CircuitOpenError, ModelUnavailableError, ModelError) as error:
+            if isinstance(error, ModelError) and error.kind not in OUT_OF_ORDER:
+                raise
+            if isinstance(error, CircuitOpenError) and (soonest is None or error.retry_after_s < soonest.retry_after_s):
+                soonest = error
+            if at + 1 == len(models):
+                if isinstance(error, CircuitOpenError) and soonest is not None:
+                    raise soonest from None  # whichever of them is tried again first
+                raise
             log.warning("asking the next model of the tier", failed=name, why=str(error))
-    return await asked(last)
+    raise InvalidInputError("models", found="none", needed="at least one")
 
 
 def cheaper_tier(work: Asker, tier: LLMTier, model: str | None, error: BudgetExceededError) -> LLMTier | None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from ...cost_manager import MeteredCall, Open, Pace, Recorded, Reservation, Wait
-from ...errors import CircuitOpenError, ModelError, ModelUnavailableError, RateLimitedError, UnavailableError
+from ...errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    ModelError,
+    ModelUnavailableError,
+    RateLimitedError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from ...failure_recovery import RetryPolicy, retry_call
 from ...guard import Guard, Heard
 from ...llm import LLMRequest, LLMResult, SchemaMismatch
 from ...llm.client import repaired
+from ...usage import TokenUsage
 from .answers import Part
 from .bill import Bill
 
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["RETRY", "SLACK_S", "Asking", "pricing_of", "reserving_of"]
 
 log = structlog.get_logger(__name__)
+Begun = TypeVar("Begun")
 
 RETRY = RetryPolicy(max_retries=3, base_delay=0.5, max_delay=20.0)
 SLACK_S = 30.0  # a holder is believed to live for so much longer than its call may take
@@ -71,7 +82,7 @@ class Asking:
             try:
                 return await self._with_repair(request)
             except RateLimitedError as error:
-                if error.retry_after_s:
+                if error.retry_after_s and error.by_provider:
                     await self._swarm.cost_manager.limiter.slow_down(f"model:{request.model}", error.retry_after_s)
                 raise
 
@@ -79,7 +90,9 @@ class Asking:
             log.warning("asking again", model=request.model, wait_s=pause_s, why=str(error), **self._shown())
 
         budget = self._swarm.failure_recovery.retry_budget(f"model:{request.model}")
-        return await retry_call(attempt, self._retry, random=self._random, budget=budget, on_wait=told)
+        # the model's failures alone: a store that is away is no reason to pay once more
+        policy = replace(self._retry, retry_on=(ModelUnavailableError,))
+        return await retry_call(attempt, policy, random=self._random, budget=budget, on_wait=told, unless=_is_ours)
 
     async def _with_repair(self, request: LLMRequest) -> list[LLMResult | None]:
         try:
@@ -93,6 +106,12 @@ class Asking:
         """One paid call: reserved, sent, settled, and its answers recorded in the same breath."""
         input_tokens = request.estimated_input_tokens()
         hold_s = (request.timeout_s or self._swarm.settings.llm_timeout_s) + SLACK_S
+        try:
+            self._swarm.client_for(request.model)
+        except ConfigurationError:  # nobody can be asked: no money is held, but what is on record is still there
+            if len(self._parts) == 1 and (known := await self._parts[0].known(0.0)) is not None:
+                return [known.result]
+            raise
         bill = await self._begin(request, input_tokens, hold_s)
         if not isinstance(bill, Bill):
             return bill
@@ -105,7 +124,7 @@ class Asking:
                     await bill.settle_unbilled(f"{error.kind}: {error.why}")
                 else:  # it answered, if not what was asked for
                     heard.how = "ok"
-                    await bill.settle(error.usage, facts={"error": f"{error.kind}: {error.why}"}, also=heard.report())
+                    await self._settle(bill, heard, error.usage, facts={"error": f"{error.kind}: {error.why}"})
                 raise
             except ModelUnavailableError as error:
                 heard.how = "unknown" if isinstance(error, RateLimitedError) else "failed"
@@ -114,11 +133,25 @@ class Asking:
                 elif not error.may_be_paid:
                     await bill.settle_unbilled(error.why)
                 raise  # what may be paid is booked at the estimate when the call is left
+            except (ConnectionError, TimeoutError):  # of a client that does not sort its errors
+                heard.how = "failed"
+                raise
             heard.how = "ok"
             answers = self._read(result if first is None else repaired(first, result), bill)
             facts = {"ms": result.duration_ms, "request_id": result.request_id}
-            await bill.settle(result.usage, facts=facts, answers=answers, also=heard.report())
+            await self._settle(bill, heard, result.usage, facts=facts, answers=answers)
         return answers
+
+    async def _settle(self, bill: Bill, heard: Hearing, usage: TokenUsage, **booked: Any) -> None:
+        """Book what was paid for, also if Redis comes back late: an answer in hand is not thrown away while it is of use."""
+        while True:
+            try:
+                await bill.settle(usage, **booked, also=heard.report())
+                return
+            except StoreUnavailableError as error:
+                self._check()
+                log.warning("not settled yet", why=str(error), **self._shown())
+                await asyncio.sleep(0.2 + self._random.random())
 
     async def _generate(self, request: LLMRequest) -> LLMResult:
         return await self._swarm.client_for(request.model).generate(request)
@@ -133,11 +166,11 @@ class Asking:
         pace, waited_s = self._pace(request, input_tokens), 0.0
         while True:
             self._check()  # no money for a claim that is lost
-            begun = await self._swarm.cost_manager.begin(
+            begun = await _unless_cancelled(self._swarm.cost_manager.begin(
                 part.spender, request.model, input_tokens=input_tokens, max_output_tokens=request.max_output_tokens,
                 facts=self._facts(part), hold_s=hold_s, item_id=part.work.item_id, step=part.step, pace=pace,
                 guard=self._guard(request.model), **reserving_of(request),
-            )  # fmt: skip
+            ))  # fmt: skip
             match begun:
                 case MeteredCall():
                     return Bill(self._parts, [begun], [input_tokens])
@@ -148,7 +181,8 @@ class Asking:
             waited_s = await self._wait(begun, waited_s)
 
     def _guard(self, model: str) -> Guard:
-        return self._swarm.failure_recovery.get_circuit_breaker(f"model:{model}").guard
+        guard = self._swarm.failure_recovery.get_circuit_breaker(f"model:{model}").guard
+        return replace(guard, probe_s=max(guard.probe_s, self._swarm.settings.llm_timeout_s + SLACK_S))
 
     @asynccontextmanager
     async def _heard(self, model: str, bill: Bill) -> AsyncIterator[Hearing]:
@@ -189,6 +223,23 @@ class Asking:
         pause_s = turn.seconds * (1 + 0.1 * self._random.random())
         await asyncio.sleep(pause_s)
         return waited_s + pause_s
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own rate limit refused, and no backend."""
+    return isinstance(error, RateLimitedError) and not error.by_provider
+
+
+async def _unless_cancelled(beginning: Coroutine[Any, Any, Begun]) -> Begun:
+    """What *beginning* gives; if its caller is cancelled meanwhile, a call that it began is ended: it never left."""
+    task = asyncio.ensure_future(beginning)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        [begun] = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(begun, MeteredCall):
+            await begun.settle_unbilled("its caller was cancelled before it left")
+        raise
 
 
 def pricing_of(request: LLMRequest) -> dict[str, Any]:

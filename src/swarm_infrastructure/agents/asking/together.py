@@ -22,6 +22,7 @@ from ...errors import (
     ClaimLostError,
     InvalidInputError,
     ModelError,
+    RefusedError,
     SwarmError,
 )
 from ...failure_recovery import RetryPolicy
@@ -120,8 +121,12 @@ async def ask_together(
                 works[at], task_type, request, step=step, tier=chosen, tags=tags, named=model is not None, cost=before
             )
         left = {at: part for at, part in parts.items() if at not in done}
-        found = await asyncio.gather(*(part.known(cache_s) for part in left.values()))
-        done.update((at, known) for at, known in zip(left, found, strict=True) if known is not None)
+        found = await asyncio.gather(*(part.known(cache_s) for part in left.values()), return_exceptions=True)
+        for at, known in zip(left, found, strict=True):
+            if isinstance(known, BaseException) and not (return_exceptions and isinstance(known, RefusedError)):
+                raise known
+            if known is not None:
+                done[at] = known
         while len(left := {at: part for at, part in left.items() if at not in done}) > 1:
             asking = AskingTogether(list(left.values()), task_type, retry, random)
             try:

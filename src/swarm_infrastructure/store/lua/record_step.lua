@@ -1,4 +1,5 @@
--- record_step: keep what a step of an item came to, for the holder of its claim; the first record stands.
+-- record_step: keep what a step of an item came to, for the holder of its claim; the first record stands. Works when Redis is
+-- out of memory: what is done can't be undone.
 -- KEYS     1 board  2 items  3 payloads  4 answers of the item  5 gates  6 `timed` of the lane it was claimed from
 -- ARGV     1 id  2 token  3 lane it was claimed from  4 step  5 answer  6 ttl_ms  7 most fields
 -- Returns  {'recorded', answer that stands}   {'lost', why}   {'full', fields}   {'unrecorded'}: the item is a replay
@@ -14,4 +15,4 @@ local function record_step(keys, argv)
   keep_answer(keys[4], argv[4], argv[5], argv[6], keys[3], argv[1], argv[3], argv[2], now_us)
   return { 'recorded', argv[5] }
 end
-register('record_step', record_step)
+register('record_step', record_step, { 'allow-oom' })

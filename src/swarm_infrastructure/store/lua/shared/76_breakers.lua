@@ -7,6 +7,7 @@
 --             failures are counted, of an open one whose failure opened it: a repeated report changes nothing
 -- Who passes a closed breaker has no ticket, and what he reports counts only as long as it is closed.
 local BREAKER = '^(%l[%l_]+) (%d+) (%d+) (%d+) ?(.*)$'
+local SLOW_PROBES = 20
 local breakers = {}
 
 function breakers.read(text)
@@ -40,17 +41,19 @@ local function enter_breaker(text, now_ms, id, probes, probe_ms)
   local breaker = breakers.read(text)
   if breaker.state == 'closed' then return nil, '' end
   if breaker.state == 'open' and breaker.until_ms > now_ms then return breaker.until_ms - now_ms end -- guard: breaker_open
-  local alive, first_ms = {}, nil
+  local alive, first_ms = 0, nil
   for _, ticket in ipairs(breaker.tickets) do
     if ticket.id == id then return nil, 'probe' end -- guard: breaker_repeat
     if ticket.ends_ms > now_ms then -- guard: breaker_ticket_ends
-      alive[#alive + 1] = ticket
+      alive = alive + 1
       if not first_ms or ticket.ends_ms < first_ms then first_ms = ticket.ends_ms end
     end
   end
-  if #alive >= probes then return first_ms - now_ms end -- guard: breaker_probes
-  alive[#alive + 1] = { id = id, ends_ms = now_ms + probe_ms }
-  breaker.state, breaker.tickets = 'half_open', alive
+  if alive >= probes then return first_ms - now_ms end -- guard: breaker_probes
+  if breaker.state == 'open' then breaker.state, breaker.tickets = 'half_open', {} end
+  -- a probe whose time is over may only be slow: what it reports still counts, as long as it is among the newest
+  while #breaker.tickets >= probes + SLOW_PROBES do table.remove(breaker.tickets, 1) end
+  breaker.tickets[#breaker.tickets + 1] = { id = id, ends_ms = now_ms + probe_ms }
   return nil, 'probe', breaker
 end
 
