@@ -369,3 +369,12 @@ async def test_what_was_done_is_recorded_also_if_redis_comes_back_late(
     monkeypatch.setattr(steps, "record", late)
     assert await work.step("draft", draft) == {"n": 1, "of": []}
     assert len(draft.calls) == 1
+
+
+async def test_a_stage_begins_with_what_the_item_was_at_its_first_record(swarm: SwarmInfrastructure) -> None:
+    work = await given_work(swarm)
+    await work.step("draft", Counter())
+    await swarm.blackboard.update("drafts", "a", {"topic": "lakes"})
+    await work.step("check", Counter())
+    copy_id = await swarm.failure_recovery.steps.replay(swarm.blackboard, "a")
+    assert (await swarm.blackboard.get(copy_id)).payload == {"topic": "rivers"}
