@@ -285,7 +285,9 @@ async def test_of_probes_whose_time_is_over_the_newest_are_remembered(breakers: 
     assert await breakers.leave(breaker.guard, "dead-0", "ok") == "late"
 
 
-async def test_one_opened_by_hand_opens_again_when_its_first_probe_fails(breakers: Breakers, clock: ManualClock) -> None:
+async def test_one_opened_by_hand_opens_again_when_its_first_probe_fails(
+    breakers: Breakers, clock: ManualClock
+) -> None:
     await breakers.open("runway", 60)
     await clock.advance(s=61)
     await fail(breakers.get("runway"))
