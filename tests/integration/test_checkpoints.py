@@ -238,3 +238,12 @@ async def test_stages_whose_time_is_over_leave_room(
     await clock_of(board).advance(s=3601)
     await checkpoints.create("t", "next", {})
     assert [each.stage for each in await checkpoints.list("t")] == ["long", "next"]
+
+
+async def test_the_later_checkpoint_is_the_newest_also_when_redis_clock_goes_back(
+    checkpoints: Checkpoints, board: Blackboard
+) -> None:
+    await checkpoints.create("t", "first", {})
+    await board.store.command("HINCRBY", board.keys.rules, "clock_offset_ms", -60_000)  # as after a failover
+    await checkpoints.create("t", "second", {})
+    assert [each.stage for each in await checkpoints.list("t")] == ["first", "second"]

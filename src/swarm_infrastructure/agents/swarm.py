@@ -208,7 +208,7 @@ class Understudy:
                 agent = make_agent(self._maker, self._swarm, f"{secrets.token_hex(2)}-f")
                 await self._worker.add(agent)
                 self._agent = agent
-            return self._agent.agent_id
+            return None if self._worker.leaving else self._agent.agent_id  # it may have been told while we started
 
 
 async def _until_watched(

@@ -23,10 +23,8 @@ __all__ = ["ask", "cheaper_tier", "first_available", "in_tier"]
 log = structlog.get_logger(__name__)
 
 Outcome = TypeVar("Outcome")
-OUT_OF_ORDER = {
-    "auth",
-    "quota",
-}  # kinds of `ModelError` that say nothing of the question: another provider may answer it
+# kinds of `ModelError` that say nothing of the question: another provider may answer it
+OUT_OF_ORDER = {"auth", "quota"}
 
 
 async def ask(

@@ -94,9 +94,8 @@ class Bill:
                 }  # fmt: skip
             booked.append(share.settle(used, usd=usd, facts=facts, **record))
             part.cost += usd
-        await asyncio.shield(
-            asyncio.gather(*booked, *([also] if also else []))
-        )  # what is known by now is booked, also if nobody waits any more
+        # what is known by now is booked, also if nobody waits any more
+        await asyncio.shield(asyncio.gather(*booked, *([also] if also else [])))
 
     async def settle_unbilled(self, why: str) -> None:
         """Book nothing: the provider refused the call, so it costs nothing."""
