@@ -7,8 +7,8 @@ No keys, no Docker, no network: the model is a script, and the worker that dies 
 
 from __future__ import annotations
 
-import asyncio
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,17 +92,9 @@ async def _done(swarm: SwarmInfrastructure, ids: Sequence[str]) -> None:
             return
 
 
-async def start_anew(swarm: Swarm) -> None:
-    """Forget what an earlier run of this example left."""
-    ONCE.unlink(missing_ok=True)
-    async with swarm.infrastructure() as found:
-        for each in ("rivers", "rivers-again"):
-            await found.blackboard.delete("videos", each)
-
-
 if __name__ == "__main__":
+    if "SWARM_WORKER" not in os.environ:  # not a worker of ours, which finds these as they are
+        os.environ["SWARM_ID"] = f"recovering-{secrets.token_hex(3)}"  # so that runs don't meet, however they ended
+        ONCE.unlink(missing_ok=True)
     model = FunctionLLM(lambda request: "Rivers begin as rain.")
-    swarm = Swarm([Producer], board=BOARD, llm=model)
-    if "SWARM_WORKER" not in os.environ:
-        asyncio.run(start_anew(swarm))
-    swarm.run(processes=2, watch=watch)
+    Swarm([Producer], board=BOARD, llm=model).run(processes=2, watch=watch)
