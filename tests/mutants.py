@@ -59,7 +59,7 @@ LIKELY = {
     "test_schema_registry.py": ("schema",),
     "test_message_bus.py": ("tell",),
     "test_circuit_breaker.py": ("breaker", "backend"),
-    "test_steps.py": ("step", "answer", "reserve_replay", "reserve_answered", "delete_records"),
+    "test_steps.py": ("step", "answer", "delete_records"),
     "test_checkpoints.py": ("checkpoint",),
     "test_audit_whole.py": ("reap_lateness",),
     "test_retention.py": (

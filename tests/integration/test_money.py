@@ -19,8 +19,9 @@ from swarm_infrastructure.cost_manager import MeteredCall, Pace, Recorded, Reser
 from swarm_infrastructure.cost_manager.budgets import Limits, Spender, Windows
 from swarm_infrastructure.cost_manager.ledger import Ledger
 from swarm_infrastructure.cost_manager.limiter import RateLimiter
-from swarm_infrastructure.errors import BudgetExceededError, InvalidInputError, UnknownPriceError
+from swarm_infrastructure.errors import BudgetExceededError, InvalidInputError, ReplayError, UnknownPriceError
 from swarm_infrastructure.failure_recovery import Steps
+from swarm_infrastructure.failure_recovery.steps import REPLAYED
 from swarm_infrastructure.testing import ManualClock
 
 CENT = 10_000_000  # nano-dollars
@@ -304,6 +305,19 @@ async def test_a_recorded_answer_is_given_instead_of_money_also_if_there_is_none
         await ledger.begin(BOB, CENT, 1, item_id="b", step="s")
 
     assert await cents(ledger) == (5, 0)
+
+
+async def test_a_replay_is_given_what_is_on_record_and_nothing_that_would_cost_again(
+    board: Blackboard, ledger: Ledger
+) -> None:
+    await ledger.settle(await ledger.reserve(BOB, CENT, 1), CENT, 1, item_id="copy", step="s", answer=b"forty-two")
+    await board.store.command("HSET", board.keys.answers("copy"), REPLAYED, "original")
+
+    assert await ledger.begin(BOB, CENT, 1, item_id="copy", step="s") == Recorded(b"forty-two")
+    with pytest.raises(ReplayError, match="copy"):
+        await ledger.begin(BOB, CENT, 1, item_id="copy", step="another")
+
+    assert await cents(ledger) == (1, 0)
 
 
 async def test_a_call_whose_turn_has_not_come_holds_nothing_and_pauses_nobody(
