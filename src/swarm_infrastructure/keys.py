@@ -147,6 +147,10 @@ class BoardKeys:
         """String, for a while: somebody looks after what is kept of this, the ``board`` or the ``ledger``."""
         return f"{self.prefix}tending:{what}"
 
+    def wake(self, waiting: str) -> str:
+        """List: the bell of one process' waiting agents, which ends a claim of theirs that waits."""
+        return f"{self.prefix}wake:{waiting}"
+
     def cached_answer(self, digest: str) -> str:
         """String: the answer to the request of this digest, for as long as it may be taken for new."""
         return f"{self.prefix}cache:answer:{digest}"

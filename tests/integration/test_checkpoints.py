@@ -9,7 +9,7 @@ import pytest
 from given import Tape, clock_of, given_claim, given_item
 
 from swarm_infrastructure.blackboard import Blackboard
-from swarm_infrastructure.blackboard.claims import working_under
+from swarm_infrastructure.blackboard.claims import work_under
 from swarm_infrastructure.errors import ClaimLostError, InvalidInputError, ItemHeldError, WrongStatusError
 from swarm_infrastructure.failure_recovery import Checkpoints
 from swarm_infrastructure.failure_recovery import checkpoints as module
@@ -88,7 +88,8 @@ async def test_who_has_lost_the_item_turns_nothing_back(checkpoints: Checkpoints
     await checkpoints.create("a", "half", {"by": "second"}, claim=fresh)
     with pytest.raises(ClaimLostError, match="taken back"):
         await checkpoints.create("a", "half", {"by": "stale"}, claim=stale)
-    with working_under(stale), pytest.raises(ClaimLostError):  # as inside of its handler, without naming the claim
+    work_under(stale)  # as inside of its handler, without naming the claim
+    with pytest.raises(ClaimLostError):
         await checkpoints.create("a", "more", {"by": "stale"})
     assert [each.data for each in await checkpoints.list("a")] == [{"by": "second"}]
 
@@ -215,7 +216,8 @@ async def test_who_has_lost_an_item_writes_nothing_also_without_showing_a_claim(
 async def test_a_handler_writes_under_its_own_claim_and_no_other(checkpoints: Checkpoints, board: Blackboard) -> None:
     mine, other = await given_claim(board), await given_claim(board, "b", agent="worker_2")
     board.leases.keep(other.claim)
-    with working_under(mine.claim), pytest.raises(ItemHeldError):
+    work_under(mine.claim)
+    with pytest.raises(ItemHeldError):
         await checkpoints.create("b", "half", {})
     board.leases.drop(other.claim)
 

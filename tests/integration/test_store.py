@@ -426,7 +426,7 @@ async def test_a_call_gives_up_after_the_time_allowed_and_the_next_one_works(ser
     with pytest.raises(StoreUnavailableError):
         await in_time(store.command("GET", "x"), 3)
     with pytest.raises(StoreUnavailableError):
-        await in_time(store.wait_for_bell(["bell"], 0.1), 3)
+        await in_time(store.pop(["bell"], 0.1), 3)
 
     server.thaw()
     assert await store.command("GET", "x") is None
@@ -469,12 +469,12 @@ async def test_a_thousand_calls_at_once_are_not_taken_for_an_outage(store: Store
     assert store.disruptions == 0
 
 
-async def test_a_doorbell_tells_which_one_rang(store: Store) -> None:
-    ringing = asyncio.create_task(store.wait_for_bell(["first", "second"], 5))
+async def test_of_several_lists_the_first_entry_is_taken_and_told_where_it_was(store: Store) -> None:
+    popping = asyncio.create_task(store.pop(["first", "second"], 5))
     await store.command("LPUSH", "second", "1")
 
-    assert await in_time(ringing) == "second"
-    assert await store.wait_for_bell(["first", "second"], 0.05) == ""
+    assert await in_time(popping) == ("second", b"1")
+    assert await store.pop(["first", "second"], 0.05) is None
 
 
 # --- out of memory ----------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ async def test_messages_of_one_moment_travel_in_one_call_and_one_hint_is_given_f
     topics: Topics, topic: Topic
 ) -> None:
     tape, other = Tape(topic.store), await topics.open("other")
-    listener = (await topic.store._topology.node(topic.route.channel)).blocking  # as the bus does it
+    listener = (await topic.store._topology.node(topic.route.channel)).commands
     async with listener.pubsub() as pubsub:
         await pubsub.subscribe(topic.route.channel, other.route.channel)
         await asyncio.gather(*(each.publish(n) for n in range(20) for each in (topic, other)))

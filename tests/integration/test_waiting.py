@@ -304,6 +304,7 @@ async def test_a_waiter_that_goes_away_takes_nothing_with_it(board: Blackboard) 
     waiting = wait(board, "w1")
     await listening(board)
     waiting.cancel()
+    await in_time(asyncio.wait({waiting}), SOON_S)
 
     await given_item(board, "a")
 

@@ -11,14 +11,15 @@ while Redis is away it waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import structlog
 
 from ..blackboard import Claimed, ClaimRequest, Lease
-from ..blackboard.claims import working_under
+from ..blackboard.claims import work_under
 from ..cost_manager import Budget
 from ..errors import (
     BudgetExceededError,
@@ -61,7 +62,8 @@ class Runner:
         self.agent, self._swarm = agent, swarm
         self._random = random or Random()
         self._stopping = asyncio.Event()
-        self._stopped: asyncio.Task[bool] | None = None
+        self._idle = False  # its task waits for work, or for a free slot: cancel it to end that
+        self._freed: asyncio.Future[None] | None = None  # who waits for a free slot
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._draining = self._handing_back = self._set_up = False
@@ -126,6 +128,8 @@ class Runner:
     def stop_claiming(self) -> None:
         """Take no more items; what is in hand goes on."""
         self._stopping.set()
+        if self._idle and self._task is not None:
+            self._task.cancel()
 
     async def stop(self, *, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """Stop claiming, let handlers finish (or until *hurry*), hand back the rest, unregister: all within *grace_s*."""
@@ -207,48 +211,61 @@ class Runner:
         batch = agent.claims.batch if agent.claims else 1
         slots = agent.slots or batch
         parse = agent.parser()
-        request = self._requests(1)
-        lanes, lease_s = request.lanes, request.lease_s
+        lanes = self._requests(1).lanes
+        requests = {most: self._requests(most) for most in range(1, min(slots, batch) + 1)}  # checked once
+        claims = self._swarm.blackboard.claims
         while not self._stopping.is_set():
             free = slots - len(self._hands)
-            if free <= 0:
-                await self._until_stopped_or(self._until_one_ends(lanes))
-                continue
-            request = ClaimRequest(
-                agent_id=agent.agent_id, role=agent.role, lanes=lanes, most=min(free, batch), lease_s=lease_s
-            )
-            claimed = await self._until_stopped_or(self._swarm.blackboard.claims.wait(request))
-            for each in claimed or ():
+            self._idle = True
+            try:
+                if free <= 0:
+                    await self._until_one_ends(lanes)
+                    continue
+                claimed = await claims.wait(requests[min(free, batch)])
+            except asyncio.CancelledError:
+                if self._stopping.is_set():
+                    return  # told to stop: what was claimed in that moment is handed back already
+                raise
+            finally:
+                self._idle = False
+            for each in claimed:
                 self._take(each, parse)
 
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
-        while self._hands:  # they may all have ended while we looked
-            pause_s = REAP_S * (0.75 + self._random.random() / 2)
-            done, _ = await asyncio.wait(set(self._hands), timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return
-            try:
-                await self._swarm.blackboard.claims.reap(lanes)
-            except UnavailableError as error:
-                log.debug("nothing taken back", agent=self.agent.agent_id, why=str(error))
+        loop = asyncio.get_running_loop()
+        reaping: asyncio.Task[None] | None = None
+        looking: asyncio.TimerHandle
 
-    async def _until_stopped_or(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The answer of *work*, or None if the runner is stopped first; then *work* is cancelled."""
-        task = asyncio.ensure_future(work)
-        stopped = self._stop_signal()
+        def look() -> None:
+            nonlocal looking, reaping
+            if reaping is None or reaping.done():
+                reaping = asyncio.create_task(self._reap(lanes), name=f"{self.agent.agent_id} reaps")
+            looking = loop.call_later(self._reap_s(), look)
+
+        self._freed = loop.create_future()
+        looking = loop.call_later(self._reap_s(), look)
         try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await self._freed
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        return None if task.cancelled() else task.result()
+            looking.cancel()
+            if reaping is not None:
+                reaping.cancel()
 
-    def _stop_signal(self) -> asyncio.Task[bool]:
-        if self._stopped is None:
-            self._stopped = asyncio.create_task(self._stopping.wait())
-        return self._stopped
+    def _reap_s(self) -> float:
+        return REAP_S * (0.75 + self._random.random() / 2)
+
+    async def _reap(self, lanes: Sequence[str]) -> None:
+        try:
+            await self._swarm.blackboard.claims.reap(lanes)
+        except UnavailableError as error:
+            log.debug("nothing taken back", agent=self.agent.agent_id, why=str(error))
+
+    async def _rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until the runner is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     def _take(self, claimed: Claimed, parse: Any) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
@@ -260,6 +277,8 @@ class Runner:
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         lease = self._hands.pop(task)
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
         self._swarm.blackboard.leases.drop(lease.claim)
         self.finished += 1
         if not self._hands and self.status == "working":
@@ -271,8 +290,8 @@ class Runner:
         agent, work = self.agent, Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome: Outcome
         try:
-            with working_under(claimed.claim):
-                outcome = await agent.process(parse(claimed.item), work) or Complete()
+            work_under(claimed.claim)
+            outcome = await agent.process(parse(claimed.item), work) or Complete()
             self._short_of_money = False
         except asyncio.CancelledError:
             if lease.lost or not self._draining_now():
@@ -428,7 +447,7 @@ class Runner:
                 self.status, pause_s = "error", agent.cycle_s * 2
                 log.warning("cycle failed", agent=agent.agent_id, error=repr(error), exc_info=True)
                 await self._close_tasks(f"{type(error).__name__}: {error}")
-            await self._until_stopped_or(asyncio.sleep(pause_s * (0.75 + self._random.random() / 2)))
+            await self._rest(pause_s * (0.75 + self._random.random() / 2))
 
     async def _close_tasks(self, why: str) -> None:
         """What a cycle claimed and left open counts as a failed attempt: else it would be held for ever."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Complete", "Fail", "HandBack", "Outcome", "Work"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Complete:
     """The work is done; the item goes on."""
 

@@ -542,17 +542,11 @@ class Blackboard:
             place = Place.parse(section.then[claimed])
         return self._destinations.setdefault(asked, lane_name(place.section, place.status, requires))
 
-    def _ending(self, claim: Claim, kind: Kind, to: str, **facts: Any) -> Ending:
-        reason = facts.get("reason")
-        facts["reason"] = one_line(reason) if reason else ""
+    def _ending(self, claim: Claim, kind: Kind, to: str, *, reason: str, **facts: Any) -> Ending:
         return Ending(
-            claim=claim,
-            kind=kind,
-            to=to,
-            quarantine=self.claims.quarantine_of(claim.lane),
-            trace=current_trace(),
-            **facts,
-        )
+            claim=claim, kind=kind, to=to, quarantine=self.claims.quarantine_of(claim.lane),
+            reason=one_line(reason) if reason else "", trace=current_trace(), **facts,
+        )  # fmt: skip
 
     async def _end(self, ending: Ending) -> tuple[str, int]:
         answer = await self.claims.end(ending)

@@ -10,6 +10,7 @@ Leaves the connections to ``nodes`` and the question which server is the right o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random as chance
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -132,8 +133,9 @@ class Store:
     # -- calls ------------------------------------------------------------------------------------------------------
 
     async def call(
-        self, function: str, keys: Sequence[str], args: Sequence[Any] = (), *, leases: bool = False, once: bool = False
-    ) -> Any:
+        self, function: str, keys: Sequence[str], args: Sequence[Any] = (), *, leases: bool = False, once: bool = False,
+        after: tuple[Sequence[str], float] | None = None,
+    ) -> Any:  # fmt: skip
         """Call a function of the library; repeat it while Redis does not answer.
 
         Safe for every function of ours: each is idempotent by an identity that it carries (request, token, version).
@@ -144,24 +146,31 @@ class Store:
             args: str, bytes or int.
             leases: use the connection kept for renewals, so that a burst of other calls can't delay them.
             once: don't repeat; for callers with a rhythm of their own.
+            after: doorbells and seconds. Block until one of them rings, at most so long, and only then call: the call waits
+                in Redis behind the bell, and is executed without another way there and back. A repeat does not wait.
 
         Raises:
             StoreUnavailableError: no answer for ``retry_s``. The call may have been executed.
             SectionFullError: Redis is out of memory and the function would make it grow.
             LibraryMismatchError: the server does not know the function, and may not be given it.
         """
-        name, key = PREFIX + function, keys[0] if keys else None
+        key = keys[0] if keys else None
+        words = ("FCALL", PREFIX + function, len(keys), *keys, *args)
         copied = key if self.replicas and function not in self._library.readers else None
 
         async def send(node: Node, asking: bool) -> Any:
-            client = node.leases if leases else node.commands
+            nonlocal after
+            if after is not None and not asking:
+                (bells, timeout_s), after = after, None
+                return await self._wait_and_ask(node, bells, timeout_s, words, copied)
             if copied is None and not asking:
-                return await client.fcall(name, len(keys), *keys, *args)
-            [answer] = await self._exchange(client, [("FCALL", name, len(keys), *keys, *args)], copied, asking=asking)
+                return await (node.leases if leases else node.calls).ask(*words)
+            async with contextlib.nullcontext() if leases else node.turns, asyncio.timeout(self.timeout_s):
+                [answer] = await self._exchange(node.commands, [words], copied, asking=asking)
             return answer
 
         async def ask() -> Any:
-            return await self._ask(key, send, leases=leases)
+            return await self._redirected(key, send)
 
         try:
             return await self._insist(ask, once=once)
@@ -266,19 +275,13 @@ class Store:
             closing: list[tuple[Word, ...]] = []
             if together:
                 opening, closing = [*opening, ("MULTI",)], [("EXEC",)]
-            if copied is not None:
-                closing.append(("FCALL", PREFIX + "mark", 1, mark_beside(copied)))
-                closing.append(("WAIT", self.replicas, max(1, round(self.timeout_s * WAIT_SHARE * 1000))))
+            closing += self._proof(copied)
             # a name in bytes has no shape: redis-py would give one to the word QUEUED, too
             raw = [(str(parts[0]).encode(), *parts[1:]) for parts in many] if together else many
             for parts in (*opening, *raw, *closing):
                 pipeline.execute_command(*parts)
             answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        if copied is not None and answers[-1] < self.replicas:
-            raise _NotCopiedError(f"{answers[-1]} of {self.replicas} replicas have the call (SWARM_REPLICAS)")
+        self._judge(answers, copied)
         if not together:
             return list(answers[len(opening) : len(opening) + len(many)])
         shapes = client.response_callbacks  # which a pipeline applies to its own transactions only
@@ -290,6 +293,31 @@ class Store:
             shapes[name](result) if (name := str(parts[0]).upper()) in shapes else result
             for parts, result in zip(many, results, strict=True)
         ]
+
+    async def _wait_and_ask(
+        self, node: Node, bells: Sequence[str], timeout_s: float, words: Sequence[Word], copied: str | None
+    ) -> Any:
+        """Send a command behind a BLPOP, which holds it back in Redis."""
+        many = [("BLPOP", *bells, max(timeout_s, 0.01)), words, *self._proof(copied)]
+        async with node.blocking() as wire:
+            answers = await wire.ask_all(many, within_s=timeout_s + self.timeout_s)
+        self._judge(answers, copied)
+        return answers[1]
+
+    def _proof(self, copied: str | None) -> list[tuple[Word, ...]]:
+        """What follows a write on its connection, if replicas must have it."""
+        if copied is None:
+            return []
+        patience_ms = max(1, round(self.timeout_s * WAIT_SHARE * 1000))
+        return [("FCALL", PREFIX + "mark", 1, mark_beside(copied)), ("WAIT", self.replicas, patience_ms)]
+
+    def _judge(self, answers: Sequence[Any], copied: str | None) -> None:
+        """Raise the first error among *answers*, or that too few replicas have the write."""
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        if copied is not None and answers[-1] < self.replicas:
+            raise _NotCopiedError(f"{answers[-1]} of {self.replicas} replicas have the call (SWARM_REPLICAS)")
 
     def subscription(
         self,
@@ -315,17 +343,6 @@ class Store:
             random=self._random,
         )  # fmt: skip
 
-    async def wait_for_bell(self, bells: Sequence[str], timeout_s: float) -> str:
-        """Block until one of the doorbells rings, at most *timeout_s*; which one it was, or "".
-
-        A bell is a hint: nothing is lost with it, the caller looks again after the timeout in any case.
-
-        Raises:
-            StoreUnavailableError: Redis is gone; wait before the next try.
-        """
-        rung = await self.pop(bells, timeout_s)
-        return "" if rung is None else rung[0]
-
     async def pop(self, lists: Sequence[str], timeout_s: float) -> tuple[str, bytes] | None:
         """Block until one of the lists has an entry, at most *timeout_s*, and take its first: which list, and the entry.
 
@@ -338,8 +355,12 @@ class Store:
         async def send(node: Node, asking: bool) -> Any:
             if asking:
                 raise refused.TryAgainError("TRYAGAIN a slot is being moved")
-            async with asyncio.timeout(timeout_s + self.timeout_s):  # a server that went silent without closing
-                return await node.blocking.blpop(list(lists), timeout=max(timeout_s, 0.01))
+            async with node.blocking() as wire:
+                answers = await wire.ask_all(
+                    [("BLPOP", *lists, max(timeout_s, 0.01))], within_s=timeout_s + self.timeout_s
+                )
+            self._judge(answers, None)
+            return answers[0]
 
         try:
             found = await self._redirected(lists[0], send)
@@ -350,13 +371,11 @@ class Store:
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 
-    async def _ask(
-        self, place: Node | str | None, send: Callable[[Node, bool], Awaitable[Answer]], *, leases: bool = False
-    ) -> Answer:
+    async def _ask(self, place: Node | str | None, send: Callable[[Node, bool], Awaitable[Answer]]) -> Answer:
         """Ask one server, or that of a key, or any, once."""
 
         async def in_turn(node: Node, asking: bool) -> Answer:
-            async with node.lease_turn if leases else node.turns, asyncio.timeout(self.timeout_s):
+            async with node.turns, asyncio.timeout(self.timeout_s):
                 return await send(node, asking)
 
         return await self._redirected(place, in_turn)

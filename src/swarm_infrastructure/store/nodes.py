@@ -8,6 +8,8 @@ each write, which in Python 3.11 swallows a cancellation that comes as the write
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakSet
@@ -22,10 +24,11 @@ from redis.retry import Retry as SyncRetry
 
 from ..errors import ConfigurationError, StoreUnavailableError
 from ..redis_url import SCHEMES, server_group
+from .wire import Wire
 
 __all__ = ["Node", "ask_once", "without_password"]
 
-CONNECTIONS = 200  # of one process to one server, for calls
+CONNECTIONS = 200  # of one process to one server, for plain commands and for calls that wait for replicas
 
 
 def without_password(url: str) -> str:
@@ -88,21 +91,23 @@ _CONNECTIONS = {
 
 
 class Node:
-    """The clients of one server: for calls, for leases, for reads that block, and connections that listen.
+    """The connections to one server: for calls, for leases, for plain commands, for reads that block, and those that listen.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
-        connect_s: how long a connection may take to stand.
+        timeout_s: how long a connection may take to stand, and an answer to come.
     """
 
-    def __init__(self, url: str, *, connect_s: float) -> None:
-        self.url, self.shown, self._connect_s = url, without_password(url), connect_s
-        # redis-py refuses a call that finds every connection busy; ours wait for their turn
-        self.turns, self.lease_turn = asyncio.Semaphore(CONNECTIONS), asyncio.Semaphore(1)
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.url, self.shown, self._timeout_s = url, without_password(url), timeout_s
+        self.calls = self._wire()
+        self.leases = self._wire()  # apart, so that a burst of calls can't delay a renewal
+        # redis-py refuses a call that finds every connection busy; ours wait for their turn, but for renewals
+        self.turns = asyncio.Semaphore(CONNECTIONS)
         # protocol= is left alone: naming it changes the shape of redis-py's answers
-        self.commands = Redis.from_pool(self._pool(max_connections=CONNECTIONS))
-        self.leases = Redis.from_pool(self._pool(max_connections=1))
-        self.blocking = Redis.from_pool(self._pool(max_connections=CONNECTIONS))
+        self.commands = Redis.from_pool(self._pool(max_connections=CONNECTIONS + 1))
+        self._idle: list[Wire] = []
+        self._lent: set[Wire] = set()
         self._listening = self._pool(protocol=3)
         self._listeners: WeakSet[Connection] = WeakSet()
 
@@ -115,24 +120,50 @@ class Node:
         self._listeners.add(connection)
         return connection
 
+    @asynccontextmanager
+    async def blocking(self) -> AsyncIterator[Wire]:
+        """A wire for one's own use, for what blocks a connection."""
+        wire = self._idle.pop() if self._idle else self._wire()
+        self._lent.add(wire)
+        try:
+            yield wire
+        except BaseException:
+            wire.sever()  # an answer is outstanding: the next one to ask would get it
+            raise
+        finally:
+            self._lent.discard(wire)
+        self._idle.append(wire)
+
+    @property
+    def busy(self) -> int:
+        """How many answers are outstanding, and connections in use."""
+        wires = sum(wire.busy for wire in (self.calls, self.leases, *self._lent))
+        return wires + len(self.commands.connection_pool._in_use_connections)
+
     def sever(self) -> None:
         """Cut every connection, as a network would: what is under way fails."""
-        pools = [client.connection_pool for client in (self.commands, self.leases, self.blocking)]
-        for connection in [*self._listeners, *(each for pool in pools for each in pool._in_use_connections)]:
+        for wire in (self.calls, self.leases, *self._lent):
+            wire.sever()
+        for connection in [*self._listeners, *self.commands.connection_pool._in_use_connections]:
             if connection._writer is not None:
                 connection._writer.close()
 
     async def close(self) -> None:
         """Close every connection."""
-        for client in (self.commands, self.leases, self.blocking):
-            await client.aclose()
+        for wire in (self.calls, self.leases, *self._lent, *self._idle):
+            await wire.close()
+        await self.commands.aclose()
+
+    def _wire(self) -> Wire:
+        pool = self._pool(protocol=2)
+        return Wire(pool.make_connection, timeout_s=self._timeout_s)
 
     def _pool(self, **options: Any) -> ConnectionPool:
         try:
             pool = ConnectionPool.from_url(
                 self.url,
                 socket_timeout=None,
-                socket_connect_timeout=self._connect_s,
+                socket_connect_timeout=self._timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 retry_on_error=[],
                 health_check_interval=0,

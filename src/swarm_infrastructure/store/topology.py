@@ -66,7 +66,7 @@ def topology_of(url: str, *, timeout_s: float, random: chance.Random) -> Topolog
     """
     group = server_group(url)
     if group is None:
-        return _OneServer(Node(url, connect_s=timeout_s))
+        return _OneServer(Node(url, timeout_s=timeout_s))
     if group.kind == "sentinel":
         return _Sentinels(group, timeout_s=timeout_s, random=random)
     return _Cluster(group, timeout_s=timeout_s, random=random)
@@ -143,7 +143,7 @@ class _Looked:
 
     def _server(self, address: Address) -> Node:
         if address not in self._servers:
-            self._servers[address] = Node(self._group.url_of(*address), connect_s=self._timeout_s)
+            self._servers[address] = Node(self._group.url_of(*address), timeout_s=self._timeout_s)
         return self._servers[address]
 
     async def _keep_only(self, addresses: set[Address]) -> None:

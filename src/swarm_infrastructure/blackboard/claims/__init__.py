@@ -31,7 +31,7 @@ from .values import (
     Kind,
     current_claim,
     new_request,
-    working_under,
+    work_under,
 )
 
 __all__ = [
@@ -45,5 +45,5 @@ __all__ = [
     "Kind",
     "current_claim",
     "new_request",
-    "working_under",
+    "work_under",
 ]

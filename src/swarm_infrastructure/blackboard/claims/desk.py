@@ -17,7 +17,7 @@ from ...store import Store
 from ..items import read_item
 from ..lifecycle import Board
 from .endings import Endings
-from .values import MOST_PER_CALL, Claim, Claimed, ClaimRequest, Ending, new_request
+from .values import MOST_PER_CALL, Claim, Claimed, ClaimRequest, Ending, Hands, new_request
 from .waiting import WaitingRoom
 
 __all__ = ["ClaimDesk"]
@@ -44,6 +44,7 @@ class ClaimDesk:
         self._endings = Endings(store, keys, on_sent=self._room.wake_stopped)
         self._quarantines: dict[str, str] = {}  # lane → its quarantine
         self._late: set[asyncio.Task[Any]] = set()  # claims under way whose caller is gone
+        self._clock = (0.0, 0)  # this process' monotonic clock, and Redis' (ms) at that time or later
         self._claim_keys = [
             keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
             keys.fence, keys.gates, keys.held, keys.receipts, keys.errors,
@@ -104,14 +105,13 @@ class ClaimDesk:
         Returns:
             For each request what it got (possibly nothing), or, as a word, the gate that is shut for this agent.
         """
-        lanes, lease_s = requests[0].lanes, requests[0].lease_s
-        if any((each.lanes, each.lease_s) != (lanes, lease_s) for each in requests):
+        if any((each.lanes, each.lease_s) != (requests[0].lanes, requests[0].lease_s) for each in requests):
             raise InvalidInputError("requests of one call", found="several lanes or leases", needed="the same for all")
-        answers, _ = await self._or_hand_back(
-            self._claim(requests, lanes, lease_s),
-            lambda answer: [each for hand in answer[0] if isinstance(hand, list) for each in hand],
+        hands = await self._or_hand_back(
+            self._claim(requests),
+            lambda hands: [each for hand in hands.dealt if isinstance(hand, list) for each in hand],
         )
-        return answers
+        return hands.dealt
 
     async def _or_hand_back(
         self, asking: Coroutine[Any, Any, Answer], got: Callable[[Answer], list[Claimed]]
@@ -132,19 +132,20 @@ class ClaimDesk:
             task.add_done_callback(hand_back)
             raise
 
-    async def _claim(
-        self, requests: Sequence[ClaimRequest], lanes: tuple[str, ...], lease_s: float
-    ) -> tuple[list[list[Claimed] | str], float | None]:
+    async def _claim(self, requests: Sequence[ClaimRequest], after: tuple[Sequence[str], float] | None = None) -> Hands:
+        """Claim for requests with the same lanes and lease: now, or *after* bells, or so many seconds (see `Store.call`)."""
+        lanes, lease_s = requests[0].lanes, requests[0].lease_s
         args: list[Any] = [new_request(), int(lease_s * 1000)]
         room = MOST_PER_CALL
         for request in requests:
             most = max(0, min(request.most, room))
             room -= most
             args += (request.agent_id, request.role, most, request.most_held)
-        taken_at = asyncio.get_running_loop().time()
-        answer = await self._store.call("claim", [*self._claim_keys, *self._keys_of(lanes)], args)
+        asked_at = asyncio.get_running_loop().time()
+        answer = await self._store.call("claim", [*self._claim_keys, *self._keys_of(lanes)], args, after=after)
         match answer:
             case [b"claimed", token, ends_ms, now_ms, due_ms, *rows] if len(rows) == len(requests):
+                taken_at = self._time_of(int(now_ms), asked_at, waited=after is not None)
                 due_s = (int(due_ms) - int(now_ms)) / 1000 if due_ms else None
                 hands: list[list[Claimed] | str] = []
                 for request, hand in zip(requests, rows, strict=True):
@@ -156,11 +157,21 @@ class ClaimDesk:
                         self._claimed(*row, request.agent_id, token, ends_ms, lease_s, taken_at) for row in rows_of
                     ]
                     hands.append([each for each in found if each is not None])
-                return hands, due_s
+                return Hands(hands, due_s)
             case [b"place", lane]:
                 raise WrongStatusError("(any)", found=f"lane {lane.decode()!r}", needed="a ready place of the board")
             case _:
                 raise LibraryMismatchError("claim", answer)
+
+    def _time_of(self, now_ms: int, asked_at: float, *, waited: bool) -> float:
+        """When on this process' clock Redis gave an answer at *now_ms* on its own; rather too early than too late, for
+        leases are reckoned from it."""
+        if not waited:
+            self._clock = (asked_at, now_ms)
+            return asked_at
+        at, at_ms = self._clock
+        passed_s = (now_ms - at_ms) / 1000
+        return min(max(asked_at, at + passed_s), asyncio.get_running_loop().time())
 
     def _claimed(
         self,
@@ -254,7 +265,7 @@ class ClaimDesk:
 
     # -- ending -----------------------------------------------------------------------------------------------------
 
-    async def end(self, ending: Ending) -> tuple[str, int]:
+    def end(self, ending: Ending) -> asyncio.Future[tuple[str, int]]:
         """End a claim; endings of the same moment travel in one call. Repeating it gives the first answer.
 
         Returns:
@@ -267,7 +278,7 @@ class ClaimDesk:
             InvalidInputError: the payload is larger than the section takes; the claim still holds.
             StoreUnavailableError: no answer; it may have been accepted, and can be repeated.
         """
-        return await self._endings.send(ending)  # a caller that is cancelled does not take it back: it is on its way
+        return self._endings.send(ending)  # a caller that is cancelled does not take it back: it is on its way
 
     def hand_back_of(self, claim: Claim, *, reason: str, delay_s: float = 0.0) -> Ending:
         """The ending that hands *claim* back, as if it had not been taken."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +12,8 @@ from ...keys import check_id, check_name
 from ..items import Item, check_seconds
 
 __all__ = [
-    "LEAST_LEASE_S", "MOST_PER_CALL", "Claim", "ClaimRequest", "Claimed", "Ending", "Kind", "current_claim", "new_request",
-    "working_under",
+    "LEAST_LEASE_S", "MOST_PER_CALL", "Claim", "ClaimRequest", "Claimed", "Ending", "Hands", "Kind", "current_claim",
+    "new_request", "work_under",
 ]  # fmt: skip
 
 LEAST_LEASE_S = 0.05  # shorter ones end on the way to the agent
@@ -23,9 +21,10 @@ MOST_PER_CALL = 500  # a call of 500 items keeps Redis busy for 5-10 ms, as long
 Kind = Literal["complete", "fail", "give_up", "hand_back", "revoke"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# What is made for every item is no frozen dataclass: to make one of those takes two to three times as long.
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class Claim:
-    """One agent's sole right to work on one item, until its lease ends."""
+    """One agent's sole right to work on one item, until its lease ends. Don't change it."""
 
     item_id: str
     agent_id: str
@@ -36,12 +35,22 @@ class Claim:
     taken_at: float  #: this process' monotonic clock when the claim was asked for: never later than on Redis
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claimed:
     """A claim and the item it holds, as it was when claimed."""
 
     claim: Claim
     item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What came of claims for several requests."""
+
+    dealt: list[list[Claimed] | str]  #: for each what it got (possibly nothing), or the gate that is shut for its agent
+    due_s: (
+        float | None
+    )  #: when the next lease or delay of these lanes ends, in seconds from then; None if there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,7 @@ class ClaimRequest:
                 raise InvalidInputError(what, found=number, needed=f"a whole number of at least {least}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ending:
     """How a claim ends."""
 
@@ -86,7 +95,8 @@ class Ending:
     result: bytes = b""
 
     def __post_init__(self) -> None:
-        check_seconds(f"delay_s of item {self.claim.item_id!r}", self.delay_s)
+        if self.delay_s or type(self.delay_s) is not float:
+            check_seconds(f"delay_s of item {self.claim.item_id!r}", self.delay_s)
 
 
 _CLAIM: ContextVar[Claim | None] = ContextVar("claim", default=None)
@@ -97,14 +107,9 @@ def current_claim() -> Claim | None:
     return _CLAIM.get()
 
 
-@contextmanager
-def working_under(claim: Claim) -> Iterator[None]:
-    """What is done inside is done under *claim*."""
-    before = _CLAIM.set(claim)
-    try:
-        yield
-    finally:
-        _CLAIM.reset(before)
+def work_under(claim: Claim) -> None:
+    """What the running task does from here on is done under *claim*."""
+    _CLAIM.set(claim)
 
 
 def new_request() -> str:

@@ -1,10 +1,15 @@
-"""Waiting for work: agents of one process that wait for the same lanes share one blocked connection and one call."""
+"""Waiting for work: agents of one process that wait for the same lanes share one connection and one call.
+
+Who comes is asked for at once. Who got nothing waits with a claim that stands in Redis behind the doorbells of the lanes
+(`Store.call`, *after*): when one rings, or a lease or delay is over, the claim is executed there and then, and its answer is
+the first thing that this process hears. A claim that waits can't be changed. So those it is for are *listening*, and are not
+asked for otherwise; who goes away meanwhile ends it by a bell of the process' own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random as chance
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +19,7 @@ import structlog
 from ...errors import SectionFullError, SwarmError, UnavailableError
 from ...keys import BoardKeys
 from ...store import Store
-from .values import MOST_PER_CALL, Claimed, ClaimRequest
+from .values import MOST_PER_CALL, Claimed, ClaimRequest, Hands, new_request
 
 __all__ = ["WaitingRoom"]
 
@@ -22,28 +27,39 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 5.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
 STOPPED_S = 0.5  # how soon who may not claim looks whether it may again: a raised budget resumes within a second
+LEAVE_S = 1.0  # how long who goes away waits for its claim to end
+WAKE_S = 5.0  # how long the own bell rings for a claim that has ended already
 
-Asking = Callable[
-    [Sequence[ClaimRequest], tuple[str, ...], float], Awaitable[tuple[list[list[Claimed] | str], float | None]]
-]
+#: Claims for requests with the same lanes and lease; with bells and seconds: once one of them has rung, or so much later.
+Asking = Callable[[Sequence[ClaimRequest], "tuple[Sequence[str], float] | None"], Awaitable[Hands]]
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     request: ClaimRequest
     answer: asyncio.Future[list[Claimed]]
+    asked: bool = False  #: got nothing so far
+    stopped: bool = False  #: may not claim now
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Queue:
     """The requests for one set of lanes, and the task that serves them."""
 
     lanes: tuple[str, ...]
     lease_s: float
-    waiting: deque[_Waiting] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: str  #: bell of its own
+    waiting: dict[_Waiting, None] = field(default_factory=dict)  #: in the order of arrival
+    listening: list[_Waiting] = field(default_factory=list)  #: those for whom a claim waits in Redis
+    claim: asyncio.Task[float | None] | None = None  #: that claim
+    woken: bool = False  #: the own bell has rung for it
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
-    stopped: int = 0  #: of those who wait: who may not claim now
+    closing: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        return any(each.stopped for each in self.waiting)
 
 
 class WaitingRoom:
@@ -52,8 +68,7 @@ class WaitingRoom:
     Args:
         store: the Redis that holds the board.
         keys: of the board.
-        ask: claims for several requests with the same lanes and lease; gives each its hand, or the gate that is shut, and
-            when the next lease or delay of these lanes ends (seconds).
+        ask: claims for several requests with the same lanes and lease, at once or behind doorbells.
         hand_back: gives claims back that nobody wants any more.
         random: source of jitter.
     """
@@ -68,134 +83,177 @@ class WaitingRoom:
         random: chance.Random,
     ) -> None:
         self._store, self._keys = store, keys
-        self._claim, self._hand_back, self._random = ask, hand_back, random
+        self._ask, self._hand_back, self._random = ask, hand_back, random
         self._queues: dict[tuple[tuple[str, ...], float], _Queue] = {}
 
     async def wait(self, request: ClaimRequest) -> list[Claimed]:
-        """Wait until there is work for *request*: at least one item. Cancel it to stop waiting; nothing is held then.
-
-        Agents that wait for the same lanes share one blocked connection and one call.
+        """Wait until there is work for *request*: at least one item. Cancel it to stop waiting; nothing is held once it has
+        ended.
         """
         key = (request.lanes, request.lease_s)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = _Queue(request.lanes, request.lease_s)
+            queue = self._queues[key] = _Queue(request.lanes, request.lease_s, self._keys.wake(new_request()))
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
-        queue.waiting.append(waiting)
-        queue.arrived.set()
+        queue.waiting[waiting] = None
+        queue.changed.set()
         if queue.task is None or queue.task.done():
             queue.task = asyncio.create_task(self._serve(queue), name=f"claims {request.lanes[0]}")
             queue.task.add_done_callback(partial(_tell_waiting, queue))
         try:
             return await waiting.answer
         except asyncio.CancelledError:
-            if waiting in queue.waiting:
-                queue.waiting.remove(waiting)
-            answer = waiting.answer
-            if answer.done() and not answer.cancelled() and answer.exception() is None:  # dealt in the same moment
-                await self._hand_back(answer.result())
+            await self._leave(queue, waiting)
             raise
 
     def wake_stopped(self) -> None:
         """Let those ask again who held as many claims as they may."""
         for queue in self._queues.values():
             if queue.stopped:
-                queue.arrived.set()
+                for each in queue.waiting:
+                    each.asked = each.asked and not each.stopped
+                queue.changed.set()
 
     async def close(self) -> None:
-        """Stop serving; whoever waits is cancelled."""
-        for queue in self._queues.values():
+        """Stop serving; whoever waits is cancelled, and what was claimed for them meanwhile is handed back."""
+        queues = [queue for queue in self._queues.values() if queue.task is not None]
+        for queue in queues:
+            queue.closing = True
+            queue.changed.set()
             for waiting in queue.waiting:
                 waiting.answer.cancel()
-        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
+        await asyncio.gather(*(self._wake(queue) for queue in queues if queue.listening))
+        tasks = [task for queue in queues for task in (queue.task, queue.claim) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._store.timeout_s)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._queues.clear()
 
-    async def _serve(self, queue: _Queue) -> None:
-        bell: asyncio.Task[str] | None = None
-        try:
-            while True:
-                queue.arrived.clear()
-                dealing = asyncio.create_task(self._deal(queue))
-                try:
-                    due_s, stopped = await asyncio.shield(dealing)
-                    queue.stopped = stopped
-                except asyncio.CancelledError:  # closing: what was claimed for those who went away is handed back
-                    await asyncio.wait({dealing}, timeout=self._store.timeout_s)
-                    raise
-                if not queue.waiting:
-                    if bell is None:
-                        return
-                elif bell is None and stopped < len(queue.waiting):
-                    bell = asyncio.create_task(self._listen(queue))
-                patience_s = min(self._poll_s(queue.lease_s), STOPPED_S if stopped else 3600.0)
-                if due_s is not None and stopped < len(
-                    queue.waiting
-                ):  # wake when a lease ends, but not all processes at once
-                    patience_s = min(patience_s, max(due_s, 0.0) + 0.002 + self._random.random() * 0.05)
-                arrived = asyncio.create_task(queue.arrived.wait())
-                try:
-                    await asyncio.wait(
-                        {arrived, bell} if bell else {arrived}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
-                    )
-                finally:
-                    arrived.cancel()
-                if bell is not None and bell.done():
-                    rung, bell = bell.result(), None
-                    if rung and all(each.answer.done() for each in queue.waiting):  # nobody here needs it any more
-                        await self._pass_on(rung)
-        finally:
-            if bell is not None:
-                bell.cancel()
+    async def _leave(self, queue: _Queue, waiting: _Waiting) -> None:
+        queue.waiting.pop(waiting, None)
+        answer, claim = waiting.answer, queue.claim
+        if answer.done() and not answer.cancelled() and answer.exception() is None:  # dealt in the same moment
+            await self._hand_back(answer.result())
+        elif waiting in queue.listening and claim is not None and not queue.closing:
+            await self._wake(queue)
+            await asyncio.wait({claim}, timeout=LEAVE_S)
 
-    async def _deal(self, queue: _Queue) -> tuple[float | None, int]:
-        """Claim for all who wait. Returns when the next lease or delay ends (s), and how many may not claim now."""
-        asked, due_s, stopped = [each for each in queue.waiting if not each.answer.done()], None, 0
+    async def _wake(self, queue: _Queue) -> None:
+        """End the claim that waits in Redis."""
+        if queue.woken:
+            return
+        queue.woken = True
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._store.commands(
+                    ("LPUSH", queue.wake, "1"), ("PEXPIRE", queue.wake, round(WAKE_S * 1000)), once=True
+                )
+        except (UnavailableError, TimeoutError) as error:
+            log.debug("a claim that waits was not woken; what it gets is handed back", why=str(error))
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, queue: _Queue) -> None:
+        due_s: float | None = None
+        while not queue.closing:
+            queue.changed.clear()
+            new = [each for each in queue.waiting if not each.asked]
+            if new:
+                due_s = await self._deal(queue, new, None)
+            if queue.claim is not None and queue.claim.done():
+                due_s = queue.claim.result()
+                queue.claim, queue.listening = None, []
+            if not queue.waiting and queue.claim is None:
+                return
+            if any(not each.asked for each in queue.waiting):
+                continue
+            if queue.claim is None:
+                self._listen(queue, due_s)
+            await self._until_changed(queue, due_s)
+
+    def _listen(self, queue: _Queue, due_s: float | None) -> None:
+        """Let a claim for those who wait and may claim stand in Redis until there is work."""
+        listening, room = [], MOST_PER_CALL
+        for each in queue.waiting:
+            if not each.stopped and room > 0:
+                listening.append(each)
+                room -= each.request.most
+        if not listening:
+            return
+        bells = [*(self._keys.lane(lane).bell for lane in queue.lanes), queue.wake]
+        queue.listening, queue.woken = listening, False
+        queue.claim = asyncio.create_task(
+            self._deal(queue, listening, (bells, self._patience_s(queue, due_s))), name=f"claims later {queue.lanes[0]}"
+        )
+        queue.claim.add_done_callback(lambda _: queue.changed.set())
+
+    async def _until_changed(self, queue: _Queue, due_s: float | None) -> None:
+        """Wait for somebody new, for the end of the claim that waits, or until those who don't listen should ask again."""
+        idle = [each for each in queue.waiting if each not in queue.listening]
+        if not idle:
+            await queue.changed.wait()
+            return
+        patience_s = self._patience_s(queue, due_s)
+        if any(each.stopped for each in idle):
+            patience_s = min(patience_s, STOPPED_S)
+        try:
+            async with asyncio.timeout(patience_s):
+                await queue.changed.wait()
+        except TimeoutError:
+            for each in idle:
+                each.asked = False
+
+    async def _deal(
+        self, queue: _Queue, asked: Sequence[_Waiting], after: tuple[Sequence[str], float] | None
+    ) -> float | None:
+        """Claim for *asked*. Returns when the next lease or delay of these lanes ends (s)."""
+        due_s: float | None = None
         for start in range(0, len(asked), MOST_PER_CALL):
             part = asked[start : start + MOST_PER_CALL]
             try:
-                hands, due_s = await self._claim([each.request for each in part], queue.lanes, queue.lease_s)
+                hands = await self._ask([each.request for each in part], after)
             except (UnavailableError, SectionFullError) as error:  # Redis is away, or out of memory: both pass
                 log.warning("can't claim, waiting", why=str(error))
                 await asyncio.sleep(self._random.random())
-                return 0.0, 0
+                for each in part:
+                    each.asked = False
+                return 0.0
             except SwarmError as error:
-                for waiting in part:
-                    if not waiting.answer.done():
-                        waiting.answer.set_exception(error)
-                        queue.waiting.remove(waiting)
+                _fail(queue, part, error)
                 continue
-            for waiting, hand in zip(part, hands, strict=True):
-                stopped += isinstance(hand, str)
+            due_s = hands.due_s
+            for waiting, hand in zip(part, hands.dealt, strict=True):
+                waiting.asked, waiting.stopped = True, isinstance(hand, str)
                 if isinstance(hand, list) and hand:
-                    if waiting.answer.done():  # it went away while we asked
-                        await self._hand_back(hand)
-                    else:
-                        queue.waiting.remove(waiting)
-                        waiting.answer.set_result(hand)
-            if [] in hands:
-                break  # nothing is left
-        return due_s, stopped
+                    await self._give(queue, waiting, hand)
+            if [] in hands.dealt:  # nothing is left
+                for each in asked[start + MOST_PER_CALL :]:
+                    each.asked = True
+                break
+        return due_s
 
-    async def _listen(self, queue: _Queue) -> str:
-        bells = [self._keys.lane(lane).bell for lane in queue.lanes]
-        try:
-            return await self._store.wait_for_bell(bells, self._poll_s(queue.lease_s))
-        except UnavailableError:
-            await asyncio.sleep(0.2 + 0.3 * self._random.random())
-            return ""
+    async def _give(self, queue: _Queue, waiting: _Waiting, hand: list[Claimed]) -> None:
+        if waiting.answer.done():  # it went away while we asked
+            await self._hand_back(hand)
+            return
+        queue.waiting.pop(waiting, None)
+        waiting.answer.set_result(hand)
 
-    async def _pass_on(self, bell: str) -> None:
-        try:
-            await self._store.command("LPUSH", bell, "1", once=True)
-        except UnavailableError as error:
-            log.debug("a doorbell was lost; idle agents look again by themselves", why=str(error))
-
-    def _poll_s(self, lease_s: float) -> float:
+    def _patience_s(self, queue: _Queue, due_s: float | None) -> float:
         # at most half a lease: so whoever idles learns of every claim before its lease can end, and wakes when it does
-        return min(POLL_S, lease_s / 2) * (0.75 + 0.25 * self._random.random())
+        patience_s = min(POLL_S, queue.lease_s / 2) * (0.75 + 0.25 * self._random.random())
+        if due_s is not None:  # wake when a lease ends, but not all processes at once
+            patience_s = min(patience_s, max(due_s, 0.0) + 0.002 + self._random.random() * 0.05)
+        return patience_s
+
+
+def _fail(queue: _Queue, waiting: Sequence[_Waiting], error: BaseException) -> None:
+    for each in waiting:
+        queue.waiting.pop(each, None)
+        if not each.answer.done():
+            each.answer.set_exception(error)
 
 
 def _tell_waiting(queue: _Queue, task: asyncio.Task[None]) -> None:
@@ -203,7 +261,4 @@ def _tell_waiting(queue: _Queue, task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         log.error("claiming stopped", lanes=queue.lanes, why=repr(error))
-        for waiting in queue.waiting:
-            if not waiting.answer.done():
-                waiting.answer.set_exception(error)
-        queue.waiting.clear()
+        _fail(queue, list(queue.waiting), error)
