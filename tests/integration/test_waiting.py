@@ -14,6 +14,7 @@ from given import Connect, OpenBoard, Tape, a_request, given_claim, given_item, 
 from swarm_infrastructure.blackboard import Blackboard, Claimed, ClaimRequest, job_board
 from swarm_infrastructure.errors import LibraryMismatchError, StoreUnavailableError
 from swarm_infrastructure.store import Store
+from swarm_infrastructure.store.nodes import ask_once
 from swarm_infrastructure.testing import RedisServer
 
 WAITING = "jobs/waiting/"
@@ -108,6 +109,46 @@ async def test_a_waiting_agent_is_woken_when_the_lease_of_a_dead_one_ends(board:
 
     assert claimed.item.crashes == 1
     assert claimed.claim.token > dead.claim.token
+
+
+async def test_who_is_woken_holds_the_item_before_it_has_heard_of_it(board: Blackboard) -> None:
+    tape = Tape(board.store)
+    await board.complete((await given_claim(board, "example")).claim)
+    submit = tape.last("submit")
+    waiting = wait(board)
+    await listening(board)
+
+    # another process; the loop of this one does not run meanwhile
+    words = (
+        "FCALL",
+        "swarm_v1_submit",
+        len(submit.keys),
+        *submit.keys,
+        "request",
+        "",
+        "",
+        "a",
+        *submit.args[4:-1],
+        "{}",
+    )
+    assert ask_once(board.store.url, *words) == ["submitted"]
+    record = ask_once(board.store.url, "HGET", board.keys.items, "a")
+
+    assert "|worker_1|" in record
+    assert ids(await in_time(waiting, SOON_S)) == ["a"]
+
+
+async def test_the_lease_of_a_claim_that_waited_is_reckoned_from_when_it_was_made(board: Blackboard) -> None:
+    loop = asyncio.get_running_loop()
+    waiting = wait(board, lease_s=30)
+    await listening(board)
+    await asyncio.sleep(0.3)  # time that has passed before there was work
+    submitted_at = loop.time()
+
+    await given_item(board, "a")
+    [claimed] = await in_time(waiting, SOON_S)
+
+    assert submitted_at - 0.05 <= claimed.claim.taken_at <= loop.time()
 
 
 async def test_an_agent_that_went_to_sleep_before_a_delay_was_set_wakes_when_it_is_over(board: Blackboard) -> None:
