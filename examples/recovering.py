@@ -87,7 +87,7 @@ async def speak(text: str) -> bytes:
 
 
 async def _done(swarm: SwarmInfrastructure, ids: Sequence[str]) -> None:
-    async for _ in swarm.blackboard.follow("0-0", poll_s=0.05):  # each event may have been the last one
+    async for _ in swarm.blackboard.follow("0-0"):  # each event may have been the last one
         if all(item is not None and item.status == "done" for item in await swarm.blackboard.find_many(ids)):
             return
 

@@ -74,6 +74,8 @@ async def one_round(arena: Arena, phase: Phase, how: str) -> float | None:
         await until(lambda: arena.started([item]), "the start")
         victim.terminate()
     await until(lambda: [x for x in arena.ledger.lines("crash") if x["pid"] == victim.pid], f"the crash {phase.point}")
+    if handing_back and how in ("term", "cancel"):  # it goes on, and may hand the item back yet
+        await asyncio.to_thread(victim.wait, PATIENCE_S)
     if handing_back and not (await board.get(item)).holder:  # nobody crashed: tell the next one to end it all the same
         await board.update("jobs", item, {"s": 0})
     helper = await arena.start(1, SWARM_ID=board.namespace)

@@ -208,7 +208,7 @@ async def test_whoever_follows_the_log_sees_what_happens_from_then_on(board: Bla
     seen: list[Event] = []
 
     async def follow() -> None:
-        async for event in board.follow(poll_s=0.01):
+        async for event in board.follow():
             seen.append(event)
             if len(seen) == 2:
                 return
@@ -226,7 +226,7 @@ async def test_whoever_follows_the_log_from_a_point_misses_nothing_since(board: 
     await given_items(board, "a", "b")
     await given_item(board, "c")
 
-    seen = [event.item async for event, _ in _zip(board.follow("0-0", poll_s=0.01), range(3))]
+    seen = [event.item async for event, _ in _zip(board.follow("0-0"), range(3))]
 
     assert seen == ["a", "b", "c"]
 

@@ -274,7 +274,7 @@ async def test_what_a_reader_of_the_log_has_not_read_stays_until_twice_the_bound
 
 async def test_whoever_follows_the_log_goes_on_after_a_trim(board: Blackboard) -> None:
     await given_items(board, "a")
-    following = board.follow("0-0", poll_s=0.001)
+    following = board.follow("0-0")
     seen = [await anext(following)]
     await given_items(board, "b")
     await given_items(board, "c")

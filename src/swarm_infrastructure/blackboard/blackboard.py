@@ -30,6 +30,7 @@ from ..errors import (
 from ..keys import BoardKeys, check_id, check_name, lane_name
 from ..store import Store
 from ..telemetry import current_trace
+from .arrivals import Arrivals
 from .changes import TRIES, Changes
 from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending, Kind
 from .events import Event, EventLog
@@ -101,6 +102,7 @@ class Blackboard:
         self._intake = Intake(store, self.keys, board)
         self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
         self.waits = Waits(store, self.keys)
+        self._arrivals = Arrivals(self.events, board, get=self.get)
         self._locks: Locks | None = None
         self._destinations: dict[tuple[str, Place | str | None, str], str] = {}  # asked for → lane: few, asked often
         self._replace_board = replace_board
@@ -112,6 +114,7 @@ class Blackboard:
         await self._closing.enter_async_context(self.leases)
         self._closing.push_async_callback(self.claims.close)
         self._closing.push_async_callback(self.waits.close)
+        self._closing.push_async_callback(self._arrivals.close)
         return self
 
     async def __aexit__(
@@ -626,14 +629,27 @@ class Blackboard:
         """Every agent that is registered."""
         return [agent.as_dict() for agent in await self.agents.list()]
 
-    async def follow(self, start: str = "$", *, poll_s: float = 0.2) -> AsyncIterator[Event]:
-        """Events as they happen, from *start* on (``$``: from now)."""
-        last = await self.events.last_id() if start == "$" else start
-        while True:
-            async for event in self.events.read("(" + last):
-                last = event.id
-                yield event
-            await asyncio.sleep(poll_s)
+    async def follow(self, start: str = "$") -> AsyncIterator[Event]:
+        """Events as they happen, from behind *start* on (``$``: from now), for ever. A reader that fell behind gets them
+        all, as far as the log was not trimmed meanwhile.
+        """
+        async for event in self.events.follow(await self.events.last_id() if start == "$" else start):
+            yield event
+
+    async def wait_for(self, item_id: str, *statuses: str) -> Item:
+        """Wait until an item has one of *statuses*; by default until its life is over, well or not: a final status, or
+        quarantine. Limit it with ``asyncio.timeout``.
+
+        All who wait in a process share one connection, on which Redis tells of each change of the board.
+
+        Returns:
+            The item. It may have moved on in the moment that it took to read it.
+
+        Raises:
+            ItemNotFoundError: there is no such item, or not any more.
+            InvalidInputError: no section has such a status.
+        """
+        return await self._arrivals.wait_for(item_id, statuses)
 
 
 def _hash_of(payload: Mapping[str, Any]) -> str:

@@ -13,13 +13,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnavailableError
 from ..keys import BoardKeys
 from ..store import Store
 
 __all__ = ["Base", "Event", "EventLog", "Trimmed", "place_in_log", "read_base"]
 
 TRUNCATED = "truncated"
+PAGE = 1000  # entries of one read
+WAIT_S = 5.0  # of one read that waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class EventLog:
     def __init__(self, store: Store, keys: BoardKeys) -> None:
         self._store, self._keys = store, keys
 
-    async def read(self, start: str = "-", end: str = "+", *, page: int = 1000) -> AsyncIterator[Event]:
+    async def read(self, start: str = "-", end: str = "+", *, page: int = PAGE) -> AsyncIterator[Event]:
         """Events from *start* to *end* (stream ids; ``(id`` excludes it), oldest first."""
         while True:
             entries = await self._store.command("XRANGE", self._keys.events, start, end, "COUNT", page)
@@ -141,6 +143,27 @@ class EventLog:
             if len(entries) < page:
                 return
             start = "(" + entries[-1][0].decode()
+
+    async def follow(self, start: str) -> AsyncIterator[Event]:
+        """Events behind *start* (a stream id), and then those that come, for ever."""
+        async for entry_id, fields in self.entries(start):
+            for event in read_entry(entry_id, fields):
+                yield event
+
+    async def entries(self, start: str) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
+        """The entries of the stream behind *start*, and then those that come, for ever: as Redis has them.
+
+        Raises:
+            StoreUnavailableError: Redis has been away for longer than calls are repeated.
+        """
+        while True:
+            try:
+                found = await self._store.next_entries(self._keys.events, start, WAIT_S)
+            except UnavailableError:  # a read that is repeated waits for Redis to come back
+                found = await self._store.command("XRANGE", self._keys.events, f"({start}", "+", "COUNT", PAGE)
+            for entry_id, fields in found:
+                start = entry_id.decode()
+                yield entry_id, fields
 
     async def history(self, item_id: str, newest: str, *, most: int = 1000) -> list[Event]:
         """The events of one item, oldest first, walked back from its *newest* event.

@@ -351,23 +351,36 @@ class Store:
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.
         """
+        found = await self._block(lists[0], ("BLPOP", *lists, max(timeout_s, 0.01)), timeout_s)
+        return None if found is None else (str(found[0].decode()), found[1])
 
+    async def next_entries(
+        self, stream: str, after: str, timeout_s: float, *, most: int = 1000
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Block until *stream* has entries behind the id *after*, at most *timeout_s*; the first of them, or [].
+
+        Raises:
+            StoreUnavailableError: Redis is gone; wait before the next try.
+        """
+        words = ("XREAD", "COUNT", most, "BLOCK", max(1, round(timeout_s * 1000)), "STREAMS", stream, after)
+        found = await self._block(stream, words, timeout_s)
+        entries = found[0][1] if found else []
+        return [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+
+    async def _block(self, key: str, words: Sequence[Word], timeout_s: float) -> Any:
         async def send(node: Node, asking: bool) -> Any:
             if asking:
                 raise refused.TryAgainError("TRYAGAIN a slot is being moved")
             async with node.blocking() as wire:
-                answers = await wire.ask_all(
-                    [("BLPOP", *lists, max(timeout_s, 0.01))], within_s=timeout_s + self.timeout_s
-                )
+                answers = await wire.ask_all([words], within_s=timeout_s + self.timeout_s)
             self._judge(answers, None)
             return answers[0]
 
         try:
-            found = await self._redirected(lists[0], send)
-            return None if found is None else (str(found[0].decode()), found[1])
+            return await self._redirected(key, send)
         except (*_PASSING, refused.ResponseError) as error:
             if not _is_passing(error):
-                raise self._explain("BLPOP", error) from error
+                raise self._explain(str(words[0]), error) from error
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 

@@ -1,0 +1,124 @@
+"""Waiting until an item has come somewhere: everybody who waits in a process shares one reader of the board's log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+
+from ..errors import InvalidInputError, UnavailableError
+from .events import EventLog
+from .items import Item
+from .lifecycle import Board
+
+__all__ = ["Arrivals"]
+
+log = structlog.get_logger(__name__)
+LINGER_S = 5.0  # how long the log is read on when nobody waits any more: the next one begins sooner
+
+
+class Arrivals:
+    """Who waits for which items of a board.
+
+    Args:
+        events: its log.
+        board: its rules.
+        get: reads an item.
+    """
+
+    def __init__(self, events: EventLog, board: Board, *, get: Callable[[str], Awaitable[Item]]) -> None:
+        self._events, self._board, self._get = events, board, get
+        self._over = frozenset({*board.final, board.quarantine})
+        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self._beginning: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def wait_for(self, item_id: str, statuses: Sequence[str]) -> Item:
+        """See `Blackboard.wait_for`."""
+        wanted = frozenset(map(str, statuses)) or self._over
+        known = {status for section in self._board.sections.values() for status in section.statuses}
+        if unknown := wanted - known - self._over:
+            raise InvalidInputError("status", found=", ".join(sorted(unknown)), needed="one of the board's")
+        await self._read()
+        while True:
+            changed = self._next_change(item_id.encode())
+            try:
+                item = await self._get(item_id)
+                if item.status in wanted:
+                    return item
+                await changed
+            finally:
+                self._forget(item_id.encode(), changed)
+
+    async def close(self) -> None:
+        """Stop reading; whoever waits is cancelled."""
+        self._stop()
+        tasks = [task for task in (self._beginning, self._reader) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for all_of_item in self._waiting.values():
+            for each in all_of_item:
+                each.cancel()
+
+    def _next_change(self, item_id: bytes) -> asyncio.Future[None]:
+        changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(item_id, []).append(changed)
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        return changed
+
+    def _forget(self, item_id: bytes, changed: asyncio.Future[None]) -> None:
+        all_of_item = self._waiting[item_id]
+        all_of_item.remove(changed)
+        if not all_of_item:
+            del self._waiting[item_id]
+        if not self._waiting and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(LINGER_S, self._stop)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Begin to read, and return when nothing that happens from now on can be missed."""
+        if self._reader is not None and not self._reader.done():
+            return
+        if self._beginning is None or self._beginning.done():
+            self._beginning = asyncio.create_task(self._begin(), name="arrivals begin")
+        await asyncio.shield(self._beginning)
+
+    async def _begin(self) -> None:
+        self._reader = asyncio.create_task(self._read_on(await self._events.last_id()), name="arrivals")
+
+    async def _read_on(self, start: str) -> None:
+        while True:
+            try:
+                async for entry_id, fields in self._events.entries(start):
+                    start = entry_id.decode()
+                    self._tell(fields)
+            except UnavailableError as error:
+                log.warning("the log is not read, trying again", why=str(error))
+            for all_of_item in self._waiting.values():  # what happened meanwhile may be lost with a failover: look
+                for each in all_of_item:
+                    _wake(each)
+
+    def _tell(self, fields: Mapping[bytes, bytes]) -> None:
+        if not self._waiting:
+            return
+        for row in fields.get(b"items", b"").split(b","):
+            for each in self._waiting.get(row[: row.find(b" ")], ()):
+                _wake(each)
+
+    def _stop(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._reader is not None:
+            self._reader.cancel()
+
+
+def _wake(changed: asyncio.Future[None]) -> None:
+    if not changed.done():
+        changed.set_result(None)

@@ -1,0 +1,136 @@
+"""Waiting until an item has come somewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from given import Connect, OpenBoard, Tape, given_claim, given_item, given_items, in_time, until
+
+from swarm_infrastructure.blackboard import Blackboard, Item, job_board
+from swarm_infrastructure.errors import InvalidInputError, ItemNotFoundError
+from swarm_infrastructure.testing import RedisServer
+
+
+def arrival(board: Blackboard, item_id: str, *statuses: str) -> asyncio.Task[Item]:
+    return asyncio.create_task(board.wait_for(item_id, *statuses))
+
+
+async def listening(board: Blackboard) -> None:
+    async def blocked() -> bool:
+        return int((await board.store.info())["blocked_clients"]) >= 1
+
+    await until(blocked)
+
+
+async def test_who_waits_gets_the_item_with_its_result_when_it_is_done(
+    board: Blackboard, open_board: OpenBoard, connect: Connect
+) -> None:
+    elsewhere = await open_board(board.board, on=await connect(board.store.url))
+    claim = (await given_claim(board)).claim
+    waiting = arrival(elsewhere, "a")
+    await listening(board)
+
+    await board.complete(claim, result={"n": 1})
+
+    item = await in_time(waiting, 2)
+    assert (item.status, item.result) == ("done", {"n": 1})
+
+
+async def test_what_has_come_already_is_given_at_once(board: Blackboard) -> None:
+    await board.complete((await given_claim(board)).claim, result=7)
+
+    assert (await in_time(board.wait_for("a"), 2)).result == 7
+    assert (await in_time(board.wait_for("a", "active", "done"), 2)).status == "done"
+
+
+async def test_quarantine_is_an_end_too(board: Blackboard) -> None:
+    claim = (await given_claim(board)).claim
+    waiting = arrival(board, "a")
+    await listening(board)
+
+    await board.fail(claim, "no use", give_up=True)
+
+    assert (await in_time(waiting, 2)).status == "quarantined"
+
+
+async def test_a_status_on_the_way_can_be_waited_for(board: Blackboard) -> None:
+    await given_item(board)
+    waiting = arrival(board, "a", "active")
+    await listening(board)
+
+    await given_claim(board, "b", "w")  # of another item
+    assert not waiting.done()
+    await board.claim("jobs", "w")
+
+    assert (await in_time(waiting, 2)).holder == "w"
+
+
+async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
+    names = [f"i{n}" for n in range(100)]
+    await given_items(board, *names)
+    waiting = [arrival(board, name) for name in names]
+    await listening(board)
+    before = int((await board.store.info())["blocked_clients"])
+
+    claimed = []
+    while len(claimed) < 100:
+        claimed += await board.claims.wait(_request(board))
+    await asyncio.gather(*(board.complete(each.claim) for each in claimed))
+
+    items = await in_time(asyncio.gather(*waiting), 5)
+    assert before == 1
+    assert {item.status for item in items} == {"done"}
+
+
+def _request(board: Blackboard):  # type: ignore[no-untyped-def]
+    from given import a_request
+
+    return a_request(board, most=100)
+
+
+async def test_an_item_that_is_not_there_or_goes_away_is_an_error(board: Blackboard) -> None:
+    with pytest.raises(ItemNotFoundError):
+        await in_time(board.wait_for("nobody"), 2)
+    await given_item(board)
+    waiting = arrival(board, "a")
+    await listening(board)
+
+    await board.delete("jobs", "a")
+
+    with pytest.raises(ItemNotFoundError):
+        await in_time(waiting, 2)
+
+
+async def test_a_status_that_the_board_does_not_have_is_refused(board: Blackboard) -> None:
+    with pytest.raises(InvalidInputError, match="finished"):
+        await board.wait_for("a", "finished")
+
+
+async def test_who_waits_outlives_a_restart_of_redis(connect: Connect, request: pytest.FixtureRequest) -> None:
+    kind = request.config.getoption("--redis-kind")
+    with RedisServer(kind, persist=True, options={"appendfsync": "always"}) as server:
+        store = await connect(server.url)
+        async with Blackboard(store, job_board("jobs")) as board:
+            claim = (await given_claim(board)).claim
+            waiting = arrival(board, "a")
+            await listening(board)
+            server.kill()
+            server.restart()
+
+            await board.complete(claim)
+
+            assert (await in_time(waiting, 10)).status == "done"
+
+
+async def test_nothing_is_read_any_more_when_the_board_is_closed(connect: Connect, board: Blackboard) -> None:
+    store = await connect(board.store.url)
+    await given_item(board)
+    async with Blackboard(store, board.board, namespace="test") as closing:
+        waiting = arrival(closing, "a")
+        await listening(board)
+        tape = Tape(store)
+    await asyncio.wait({waiting}, timeout=2)
+
+    assert waiting.cancelled()
+    assert tape.count("read_items") == 0
