@@ -125,7 +125,7 @@ class Submission:
     dedup_s: float = 0.0  #: how long the hash is remembered; 0: for ever
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Submitted:
     """What became of a submission. Truthy if it was accepted."""
 
@@ -168,6 +168,8 @@ def dump_payload(payload: Payload, what: str = "payload") -> bytes:
             deeper than 32.
     """
     data: Any
+    if type(payload) is dict:
+        return dump_json(payload, what)
     if isinstance(payload, BaseModel):
         data = payload.model_dump(mode="json")
     elif hasattr(payload, "to_dict"):
@@ -183,15 +185,18 @@ def dump_payload(payload: Payload, what: str = "payload") -> bytes:
 
 def dump_json(data: Any, what: str) -> bytes:
     """*data* as JSON; `InvalidInputError` if it can't be."""
-    _check_values(data, what, 1)
     try:
-        return orjson.dumps(data)
+        text = orjson.dumps(data)
     except (TypeError, ValueError, RecursionError) as error:
+        _check_values(data, what, 1)  # which may say it better
         raise InvalidInputError(what, found=data, needed="JSON data", step=str(error)) from error
+    # orjson writes NaN and Infinity as null without a word: the number would be lost
+    if b"null" in text or text.count(b"{") + text.count(b"[") > MAX_DEPTH:
+        _check_values(data, what, 1)
+    return text
 
 
 def _check_values(data: Any, what: str, depth: int) -> None:
-    # orjson writes NaN and Infinity as null without a word: the number would be lost
     if isinstance(data, dict | list | tuple):
         if depth > MAX_DEPTH:
             raise InvalidInputError(what, found=f"depth {depth}", needed=f"at most {MAX_DEPTH}", step="flatten it")

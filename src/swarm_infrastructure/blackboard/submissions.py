@@ -1,7 +1,9 @@
-"""Putting items on the board: checked here, judged and written in Redis, up to 500 in one call."""
+"""Putting items on the board: checked here, judged and written in Redis, 500 in one call."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,42 +17,70 @@ from .lifecycle import Board
 
 __all__ = ["Intake"]
 
+AT_ONCE = 3  # calls of one submission under way: the next is made ready while Redis works, and they arrive in order
+
 
 class Intake:
     """Takes submissions for one board."""
 
     def __init__(self, store: Store, keys: BoardKeys, board: Board) -> None:
         self._store, self._keys, self._board = store, keys, board
+        self._places: dict[
+            tuple[str, str | None, str], tuple[str, int]
+        ] = {}  # asked for → lane, most bytes: few, asked often
 
     async def submit(self, submissions: Sequence[Submission], agent: str) -> list[Submitted]:
         """See `Blackboard.submit`."""
         rows = [self._check(each) for each in submissions]
+        parts = [slice(start, start + MOST_PER_CALL) for start in range(0, len(rows), MOST_PER_CALL)]
+        if len(parts) == 1:
+            return await self._send(submissions, rows, agent)
         answers: list[Submitted] = []
-        for start in range(0, len(rows), MOST_PER_CALL):
-            end = start + MOST_PER_CALL
-            answers += await self._send(submissions[start:end], rows[start:end], agent)
+        sent: deque[asyncio.Task[list[Submitted]]] = deque()
+        try:
+            for part in parts:
+                sent.append(asyncio.create_task(self._send(submissions[part], rows[part], agent)))
+                if len(sent) == AT_ONCE:
+                    answers += await sent[0]
+                    sent.popleft()
+            while sent:
+                answers += await sent[0]
+                sent.popleft()
+        finally:  # without an error nothing is left
+            for each in sent:
+                each.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
         return answers
 
     def _check(self, new: Submission) -> tuple[str, bytes]:
         check_id("item id", new.id)
-        place = self._board.place(str(new.section), new.status)
-        if new.requires:
-            check_name("capability", new.requires)
+        lane, most_bytes = self._place(new)
         check_priority(f"priority of item {new.id!r}", new.priority)
-        check_seconds(f"delay_s of item {new.id!r}", new.delay_s)
-        check_seconds(f"dedup_s of item {new.id!r}", new.dedup_s)
+        for name, seconds in (("delay_s", new.delay_s), ("dedup_s", new.dedup_s)):
+            if seconds or type(seconds) is not float:
+                check_seconds(f"{name} of item {new.id!r}", seconds)
         if new.content_hash:
             check_id("content hash", new.content_hash)
         payload = dump_payload(new.payload, f"payload of item {new.id!r}")
-        limit = self._board.section(place.section).max_payload_bytes
-        if len(payload) > limit:
+        if len(payload) > most_bytes:
             raise InvalidInputError(
                 f"payload of item {new.id!r}",
                 found=f"{len(payload)} bytes",
-                needed=f"at most {limit}",
+                needed=f"at most {most_bytes}",
                 step="store the text elsewhere and submit a reference",
             )
-        return lane_name(place.section, place.status, new.requires), payload
+        return lane, payload
+
+    def _place(self, new: Submission) -> tuple[str, int]:
+        asked = (new.section, new.status, new.requires)
+        known = self._places.get(asked)
+        if known is None:
+            place = self._board.place(str(new.section), new.status)
+            if new.requires:
+                check_name("capability", new.requires)
+            lane = lane_name(place.section, place.status, new.requires)
+            known = self._places[asked] = (lane, self._board.section(place.section).max_payload_bytes)
+        return known
 
     async def _send(
         self, submissions: Sequence[Submission], rows: Sequence[tuple[str, bytes]], agent: str
