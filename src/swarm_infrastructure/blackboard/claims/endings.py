@@ -39,7 +39,9 @@ class Endings:
 
     def __init__(self, store: Store, keys: BoardKeys, *, on_sent: Callable[[], None]) -> None:
         self._store, self._keys, self._on_sent = store, keys, on_sent
-        self._batches: Batches[Ending, tuple[str, int]] = Batches("endings", self._send_batch, most=MOST_PER_CALL)
+        self._batches: Batches[Ending, tuple[str, int]] = Batches(
+            "endings", self._send_batch, most=MOST_PER_CALL, at_once=2
+        )
         self._end_keys = [
             keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
             keys.gates, keys.held, keys.results, keys.errors, keys.tallies,
