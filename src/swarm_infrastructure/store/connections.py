@@ -61,6 +61,11 @@ _READS = frozenset(
      "SMEMBERS", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZCOUNT", "ZRANGE",
      "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"]
 )  # fmt: skip
+# Plain commands whose answers redis-py gives as they come, numbers, texts and lists of texts: they go down the wire of calls.
+_AS_THEY_COME = frozenset(
+    ["GET", "HDEL", "HGET", "HINCRBY", "HKEYS", "HLEN", "HMGET", "HSET", "HVALS", "LLEN", "LPUSH", "LRANGE", "LREM", "MGET",
+     "PUBLISH", "RPUSH", "XLEN", "ZCARD", "ZREM"]
+)  # fmt: skip
 SCAN_PAGE = 1000
 REDIRECTIONS = 5  # of one call; each is a slot that has moved once more
 WAIT_SHARE = 0.8  # of a call's time for the replicas: the rest is the call's own
@@ -198,7 +203,15 @@ class Store:
             [answer] = await self._exchange(node.commands, [parts], copied, asking=asking)
             return answer
 
+        async def send_by_wire(node: Node, asking: bool) -> Any:
+            if not asking:
+                return await node.calls.ask(*parts)
+            async with node.turns, asyncio.timeout(self.timeout_s):
+                return await send(node, asking)
+
         async def ask() -> Any:
+            if key is not None and copied is None and parts[0] in _AS_THEY_COME:
+                return await self._redirected(key, send_by_wire)
             if key is not None:
                 return await self._ask(key, send)
             answers = await self._ask_all(send)
