@@ -63,7 +63,10 @@ class Runner:
         self._random = random or Random()
         self._stopping = asyncio.Event()
         self._idle = False  # its task waits for work, or for a free slot: cancel it to end that
-        self._freed: asyncio.Future[None] | None = None  # who waits for a free slot
+        self._freed: asyncio.Future[None] | None = None  # waits for a free slot
+        self._busy_since = 0.0
+        self._looking: asyncio.TimerHandle | None = None  # for leases that ran out, while no slot is free
+        self._reaping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._draining = self._handing_back = self._set_up = False
@@ -81,7 +84,7 @@ class Runner:
             ConfigurationError, RefusedError: the agent asks for what the board does not have.
         """
         agent = self.agent
-        serve = self._cycle_forever() if agent.cycles_by_hand() else self._claim_forever()
+        serve = self._cycle_forever() if agent.cycles_by_hand() else self._serve()
         try:
             if not agent.cycles_by_hand():
                 self._requests(1)  # find a wrong section, status or capability now
@@ -206,6 +209,15 @@ class Runner:
             lease_s=min(self._swarm.board.section(section).lease_s for section in agent.claims.sections),
         )  # fmt: skip
 
+    async def _serve(self) -> None:
+        try:
+            await self._claim_forever()
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+            if self._reaping is not None:
+                self._reaping.cancel()
+
     async def _claim_forever(self) -> None:
         agent = self.agent
         batch = agent.claims.batch if agent.claims else 1
@@ -234,23 +246,19 @@ class Runner:
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
         loop = asyncio.get_running_loop()
-        reaping: asyncio.Task[None] | None = None
-        looking: asyncio.TimerHandle
+        self._freed, self._busy_since = loop.create_future(), loop.time()
+        if self._looking is None:  # one timer for many waits: most are shorter, and to make one costs more than to wait
+            self._looking = loop.call_later(self._reap_s(), self._look, lanes)
+        await self._freed
 
-        def look() -> None:
-            nonlocal looking, reaping
-            if reaping is None or reaping.done():
-                reaping = asyncio.create_task(self._reap(lanes), name=f"{self.agent.agent_id} reaps")
-            looking = loop.call_later(self._reap_s(), look)
-
-        self._freed = loop.create_future()
-        looking = loop.call_later(self._reap_s(), look)
-        try:
-            await self._freed
-        finally:
-            looking.cancel()
-            if reaping is not None:
-                reaping.cancel()
+    def _look(self, lanes: Sequence[str]) -> None:
+        self._looking = None
+        if self._freed is None or self._freed.done():
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._busy_since >= REAP_S / 2 and (self._reaping is None or self._reaping.done()):
+            self._reaping = asyncio.create_task(self._reap(lanes), name=f"{self.agent.agent_id} reaps")
+        self._looking = loop.call_later(self._reap_s(), self._look, lanes)
 
     def _reap_s(self) -> float:
         return REAP_S * (0.75 + self._random.random() / 2)
