@@ -9,7 +9,7 @@ from typing import Any
 
 from .environments import Environments
 from .probe import make_payload
-from .rig import Bench
+from .rig import Bench, FailedError
 
 __all__ = ["measure_ceiling"]
 
@@ -36,7 +36,7 @@ def measure_ceiling(environments: Environments, *, quick: bool = False) -> dict[
                 [str(environments.ceiling), port, str(items), str(batch)], capture_output=True, text=True, timeout=120
             )
             if run.returncode:
-                raise RuntimeError(run.stderr.strip())
+                raise FailedError(run.stderr.strip())
             told[f"{name}_per_s"] = float(run.stdout)
             told[f"{name}_redis_us"] = meter.stop(items)["redis_us"]
     return told

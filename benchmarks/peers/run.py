@@ -4,8 +4,8 @@
 
 Each repetition goes through the workloads; each workload goes round all peers, opens with the ceiling of that moment, and
 begins with another peer each time. What was measured is in the result file after each measurement, so a run that is
-stopped has lost nothing. The exit code is 0 if every floor holds, 1 if one does not or could not be measured (in a run
-that was narrowed, only what was measured counts), 2 for a name that does not exist, 3 if something is not installed.
+stopped has lost nothing. The exit code is 0 if every floor holds, 1 if one does not, if something could not be measured (in
+a run that was narrowed: of what it was to measure), 2 for a name that does not exist, 3 if something is not installed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import redis
+
+from swarm_infrastructure import SwarmError
+
 from .adapters import PEERS, expand, peer_called
 from .ceiling import measure_ceiling
 from .environments import REPOSITORY, Environments, MissingError
@@ -33,11 +37,12 @@ from .fanout import FANOUTS
 from .pipelines import PIPELINES
 from .report import publish, summary
 from .rig import FailedError
-from .targets import judge
+from .targets import faults
 from .workloads import SIZES, Workloads
 
 ROUNDS = (("drain", "scaling", "aof"), ("enqueue",), ("latency",), ("memory",), ("pipeline",), ("fanout",), ("growth",))
 WORKLOADS = tuple(workload for each in ROUNDS for workload in each)
+PASSABLE = (FailedError, OSError, redis.RedisError, subprocess.SubprocessError, SwarmError)
 AT_ONCE = 2  # backlogs that are built; nothing is measured meanwhile
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
@@ -146,7 +151,7 @@ class Run:
         row: dict[str, Any] = {"rep": rep, "workload": each.workload, "peer": each.peer} | each.tags
         try:
             row |= each.make()
-        except (FailedError, RuntimeError, OSError) as error:  # a peer that fails is a result as well
+        except PASSABLE as error:  # a peer that fails is a result as well
             row["error"] = f"{type(error).__name__}: {error}"
         row |= {"at": round(began), "load": os.getloadavg()[0]}
         self.result["rows"].append(row)
@@ -161,7 +166,7 @@ class Run:
             print(f"building backlogs of {name}", flush=True)
             try:
                 workloads.build_backlogs(peer_called(name), self._sizes())
-            except (FailedError, OSError) as error:
+            except PASSABLE as error:
                 print(f"no backlog of {name}: {error}", flush=True)
 
         names = [name for name in self._of(PEERS) if "growth" in peer_called(name).workloads]
@@ -257,11 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run.whole:
         publish(run.result, run.path)
     print(f"written: {run.path}")
-    verdicts = judge(run.result)
-    missed = [each for each in verdicts if each.word == "missed" or (run.whole and each.value is None)]
-    for each in missed:
-        print(f"{each.check.number} {each.word}: {each.check.what}", file=sys.stderr)
-    return 1 if missed else 0
+    found = faults(run.result)
+    for fault in found:
+        print(f"bench-peers: {fault}", file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CHECKS", "Check", "Figures", "Verdict", "judge"]
+__all__ = ["CHECKS", "Check", "Figures", "Verdict", "faults", "judge", "ratio"]
 
 Series = dict[int, float]  # repetition → value
 
@@ -110,6 +110,19 @@ def judge(result: Mapping[str, Any]) -> list[Verdict]:
     """Each check, computed from a result file."""
     figures = Figures(result)
     return [Verdict(check=check, value=check.measure(figures)) for check in CHECKS]
+
+
+def faults(result: Mapping[str, Any]) -> list[str]:
+    """What keeps a run from having shown that all floors hold: floors that were missed, measurements that failed, and, in
+    a run that was to measure everything, targets that it did not measure."""
+    told = [f"{row['workload']} of {row['peer']} failed: {row['error']}" for row in result["rows"] if "error" in row]
+    for verdict in judge(result):
+        check = verdict.check
+        if verdict.value is None and result["whole"]:
+            told.append(f"{check.number} not measured: {check.what}")
+        elif verdict.word == "missed":
+            told.append(f"{check.number} missed: {check.what}: {verdict.value:.2f}, floor {check.floor:g}")
+    return told
 
 
 CHECKS = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ __all__ = ["SIZES", "Workloads", "percentiles"]
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BUSY_S = 3.0  # for which a peer is given work, going by its pace
-STARTING_S = 60.0
+STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
 IDLE_S = 3.0
 SINGLES, BULK, BULK_BY_SINGLES = 3_000, 20_000, 6_000  # tasks that are submitted
 REMEMBERED = 10_000  # tasks whose bytes are counted
@@ -204,11 +203,7 @@ def _until_bodies(bench: Bench, started: Sequence[Process], bodies: int, *, work
         count = bench.probe.read()
         return count.bodies >= bodies and count.workers >= workers
 
-    try:
-        until(enough, f"{bodies} bodies of {workers} workers", within_s=STARTING_S * 5, alive=started)
-    except Exception:
-        print(f"the probe has counted {bench.probe.read()}", file=sys.stderr)
-        raise
+    until(enough, f"{bodies} bodies, {workers} workers", within_s=STALLED_S, alive=started)
 
 
 def _commands(bench: Bench) -> int:

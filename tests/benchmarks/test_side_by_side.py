@@ -17,7 +17,7 @@ from benchmarks.peers.pipelines import PIPELINES
 from benchmarks.peers.probe import Probe, make_payload
 from benchmarks.peers.rig import Bench, FailedError, until
 from benchmarks.peers.run import WORKLOADS, main
-from benchmarks.peers.targets import CHECKS, judge
+from benchmarks.peers.targets import CHECKS, faults, judge
 from benchmarks.peers.workloads import BUSY_S, Workloads, percentiles
 
 from swarm_infrastructure.testing.redis_server import ONE_OF
@@ -110,7 +110,13 @@ A_PEER = {"environment": "peers", "language": "python", "durable": True}
 def given_result(*rows: dict[str, Any], **peers: dict[str, Any]) -> dict[str, Any]:
     named = {name: {"settings": "", "delivery": "", "versions": {}} | facts for name, facts in peers.items()}
     machine = dict.fromkeys(("cpu", "cores", "kernel", "python", "redis", "node", "date"), "?")
-    return {"peers": named, "rows": [{"rep": 0} | row for row in rows], "machine": machine, "left_out": []}
+    return {
+        "peers": named,
+        "rows": [{"rep": 0} | row for row in rows],
+        "machine": machine,
+        "left_out": [],
+        "whole": False,
+    }
 
 
 def drained(peer: str, per_s: float, **facts: Any) -> dict[str, Any]:
@@ -178,6 +184,19 @@ def test_growth_compares_a_million_with_a_thousand_and_nothing_else() -> None:
 def test_one_item_that_ran_twice_in_one_repetition_is_one_too_many() -> None:
     rows = [{"workload": "scaling", "peer": "ours", "per_s": 1, "bodies_twice": n, "rep": n} for n in (0, 1)]
     assert words(given_result(*rows, ours=OURS), "T11")[1] == (1, "missed")
+
+
+def test_a_run_has_shown_nothing_while_a_floor_is_missed_or_a_measurement_failed() -> None:
+    well = given_result(drained("ours", 50), opened(100), ours=OURS)
+    assert faults(well) == []
+    assert any(fault.startswith("T9 not measured") for fault in faults(well | {"whole": True}))
+    poor = given_result(
+        drained("ours", 39), opened(100), {"workload": "drain", "peer": "slow", "error": "why"}, ours=OURS
+    )
+    assert faults(poor) == [
+        "drain of slow failed: why",
+        "T1 missed: one agent, batches of 100 ÷ the ceiling in batches of 100: 0.39, floor 0.4",
+    ]
 
 
 def test_every_target_of_the_issue_is_checked() -> None:
