@@ -167,7 +167,7 @@ def test_the_best_peer_is_the_one_with_the_best_median() -> None:
     rows = [drained("ours", 100, rep=rep) for rep in range(3)]
     rows += [drained("steady", 50, rep=rep) for rep in range(3)]
     rows += [drained("lucky", rate, rep=rep) for rep, rate in enumerate((90, 10, 10))]
-    best = words(given_result(*rows, ours=OURS, steady=A_PEER, lucky=A_PEER), "T2")[0]
+    best = words(given_result(*rows, ours=OURS, lucky=A_PEER, steady=A_PEER), "T2")[0]
     assert best == (2.0, "met")
 
 
