@@ -104,6 +104,8 @@ def _machine(result: Result) -> str:
 def _targets(result: Result) -> str:
     rows = []
     for verdict in judge(result):
+        if verdict.value is None and not result["whole"]:
+            continue
         check, sign = verdict.check, "≤" if verdict.check.at_most else "≥"
         value = _times(verdict.value)
         rows.append(

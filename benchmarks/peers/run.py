@@ -76,6 +76,8 @@ class Run:
         peers = [peer for peer in map(peer_called, self._of(PEERS)) if peer.workloads & set(self.only)]
         pipelines = {name: PIPELINES[name] for name in self._of(PIPELINES) if "pipeline" in self.only}
         fanouts = {name: FANOUTS[name] for name in self._of(FANOUTS) if "fanout" in self.only}
+        if not (peers or pipelines or fanouts):
+            raise ValueError(f"none of {', '.join(self.names)} takes part in {', '.join(self.only)}; name others")
         needed = {each.environment for each in [*peers, *fanouts.values()]}
         needed |= ({"pipelines"} if pipelines else set()) | (set() if self.without_ceiling else {"ceiling"})
         needed |= {"peers"} if self.whole else set()  # it draws the plots
@@ -254,9 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"left out, as asked: {name}")
     try:
         run.prepare()
-    except MissingError as error:
+    except (MissingError, ValueError) as error:
         print(f"bench-peers: {error}", file=sys.stderr)
-        return 3
+        return 3 if isinstance(error, MissingError) else 2
     run.go()
     print(summary(run.result))
     if run.whole:

@@ -265,6 +265,11 @@ def test_a_name_that_does_not_exist_is_misuse(option: str, named: str, capsys: p
     assert f"{named}: found 'kafka', needed one of" in capsys.readouterr().err
 
 
+def test_a_run_in_which_nobody_takes_part_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--peers", "ours-alone", "--only", "enqueue", "--without", "ceiling"]) == 2
+    assert "none of ours-alone takes part in enqueue" in capsys.readouterr().err
+
+
 def test_what_is_not_installed_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"redis-server"}
     monkeypatch.setattr(shutil, "which", lambda program: program if program in there else None)
