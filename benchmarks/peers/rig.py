@@ -103,14 +103,14 @@ class Bench:
 
 
 class Process:
-    """A process that speaks ``PEER`` and JSON. Use it with ``with``."""
+    """A process that tells its answers as lines of ``PEER`` and JSON. Use it with ``with``."""
 
     def __init__(self, what: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
         self._what = what
-        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._told, self._words = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with it
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore"} | dict(variables), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=self._words, text=True, start_new_session=True,
+            stdout=self._told, stderr=self._words, start_new_session=True,
         )  # fmt: skip
         self.pid = self._process.pid
 
@@ -120,33 +120,34 @@ class Process:
     def __exit__(self, *error: object) -> None:
         self.end()
 
-    def answer(self, timeout_s: float = 1200.0) -> dict[str, Any]:
-        """What it says at its end.
+    def answers(self, timeout_s: float = 1800.0) -> list[dict[str, Any]]:
+        """What it has told when it ends: at least one answer.
 
         Raises:
-            FailedError: nothing, or not in time.
+            FailedError: it told nothing, or nothing in time.
         """
         try:
-            told, _ = self._process.communicate(timeout=timeout_s)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise FailedError(f"{self._what}: no answer within {timeout_s:.0f} s") from None
-        for line in told.splitlines():
-            if line.startswith("PEER "):
-                return dict(json.loads(line.removeprefix("PEER ")))
-        raise FailedError(f"{self._what}: it ended with code {self._process.returncode}: {self.last_words()}")
-
-    def answers(self, timeout_s: float = 600.0) -> list[dict[str, Any]]:
-        """All lines that it says, at its end."""
-        told, _ = self._process.communicate(timeout=timeout_s)
-        lines = [line for line in told.splitlines() if line.startswith("PEER ")]
+        self._told.seek(0)
+        lines = [line.removeprefix("PEER ") for line in self._told if line.startswith("PEER ")]
         if not lines or self._process.returncode:
-            raise FailedError(f"{self._what}: it ended with code {self._process.returncode}: {self.last_words()}")
-        return [dict(json.loads(line.removeprefix("PEER "))) for line in lines]
+            raise self._failed()
+        return [dict(json.loads(line)) for line in lines]
+
+    def answer(self) -> dict[str, Any]:
+        """Its only answer; see `answers`."""
+        [told] = self.answers()
+        return told
 
     def check(self) -> None:
         """Raise FailedError if it has ended."""
         if self._process.poll() is not None:
-            raise FailedError(f"{self._what}: it ended with code {self._process.returncode}: {self.last_words()}")
+            raise self._failed()
+
+    def _failed(self) -> FailedError:
+        return FailedError(f"{self._what}: it ended with code {self._process.returncode}: {self.last_words()}")
 
     def last_words(self) -> str:
         """The last line that it wrote as an error."""
@@ -161,8 +162,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(self.pid, number)
                 self._process.wait(within_s)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._told.close()
         self._words.close()
 
     def cpu_s(self) -> float:
