@@ -129,7 +129,11 @@ def check(names: Collection[str]) -> None:
                 missing["nodejs" if program == "node" else program] = "bullmq-node"
     if missing:
         leave_out = " ".join(dict.fromkeys(part for part in missing.values() if part))
-        step = f", or leave them out: --without {leave_out}" if leave_out and all(missing.values()) else ""
+        step = (
+            f', or leave them out: make bench-peers WITHOUT="{leave_out}"'
+            if leave_out and all(missing.values())
+            else ""
+        )
         raise MissingError(f"not installed: {', '.join(missing)}; on Debian: apt install {' '.join(missing)}{step}")
 
 

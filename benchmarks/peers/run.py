@@ -256,9 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"left out, as asked: {name}")
     try:
         run.prepare()
-    except (MissingError, ValueError) as error:
+    except ValueError as error:
         print(f"bench-peers: {error}", file=sys.stderr)
-        return 3 if isinstance(error, MissingError) else 2
+        return 2
+    except (MissingError, subprocess.CalledProcessError) as error:
+        print(f"bench-peers: {error}", file=sys.stderr)
+        return 3
     run.go()
     print(summary(run.result))
     if run.whole:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.peers import environments, report
+from benchmarks.peers import ceiling, environments, report
 from benchmarks.peers.adapters import GROUPS, PEERS, expand, peer_called
 from benchmarks.peers.environments import Environments, MissingError, check
 from benchmarks.peers.fanout import FANOUTS
@@ -76,6 +76,23 @@ def test_a_worker_that_can_not_work_is_told_of_with_its_last_words(here: Environ
         worker = bench.start("ours-pipeline", "work")  # another board of the same name
         with pytest.raises(FailedError, match="board"):
             until(lambda: False, "never", within_s=20, alive=[worker])
+
+
+def test_the_ceiling_refuses_a_token_that_is_not_the_claims(here: Environments) -> None:
+    with Bench(here) as bench:
+        bench.redis.function_load((Path(ceiling.__file__).parent / "ceiling.lua").read_text())
+
+        def call(function: str, *args: Any) -> Any:
+            return bench.redis.fcall(function, len(ceiling.KEYS), *ceiling.KEYS, *args)
+
+        call("ceiling_fill", 0, 3, "{}")
+        [[item, token, payload], _] = call("ceiling_claim", 2, "c", 1000, 500)
+        assert (payload, bench.redis.zscore("leases", item)) == (b"{}", 1500)
+        assert call("ceiling_complete", 1100, item, token + 1, "{}") == 0
+        assert call("ceiling_complete", 1100, item, token, "{}") == 1
+        assert call("ceiling_complete", 1100, item, token, "{}") == 0
+        counts = [bench.redis.zcard(key) for key in ("waiting", "leases", "done")]
+        assert (counts, bench.redis.xlen("events")) == ([1, 1, 1], 3 + 2 + 1)
 
 
 # -- the probe ------------------------------------------------------------------------------------------------------
@@ -273,9 +290,9 @@ def test_a_run_in_which_nobody_takes_part_is_misuse(capsys: pytest.CaptureFixtur
 def test_what_is_not_installed_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"redis-server"}
     monkeypatch.setattr(shutil, "which", lambda program: program if program in there else None)
-    with pytest.raises(MissingError, match=r"apt install gcc libhiredis-dev, or leave them out: --without ceiling$"):
+    with pytest.raises(MissingError, match=r'apt install gcc libhiredis-dev, or .* WITHOUT="ceiling"$'):
         check({"ours", "ceiling"})
-    with pytest.raises(MissingError, match=r"apt install nodejs npm, or leave them out: --without bullmq-node$"):
+    with pytest.raises(MissingError, match=r'apt install nodejs npm, or .* WITHOUT="bullmq-node"$'):
         check({"node"})
     check({"ours", "peers"})
     there.clear()
