@@ -7,7 +7,7 @@ PROCESSES ?= 1
 BUDGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers unit suites cluster mutants faults faults-table soak bench litellm clean
+.PHONY: help demo test lint types layers unit suites cluster mutants faults faults-table soak bench bench-peers bench-peers-report litellm clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,16 @@ soak: .venv/.ready-test  ## half an hour at 300 items/s with a fault every minut
 bench: .venv/.ready-test  ## cycles per second, latency, memory; JSON and a table
 	$(BIN)/python benchmarks/bench.py
 
+REPS ?= 5
+ONLY ?=
+PEERS ?=
+WITHOUT ?=
+bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: two hours or so (REPS=5 ONLY="drain latency" PEERS="ours bullmq-node" WITHOUT=...)
+	@cd benchmarks && ../$(BIN)/python -m peers.run --reps $(REPS) --only "$(ONLY)" --peers "$(PEERS)" --without "$(WITHOUT)"
+
+bench-peers-report: .venv/.ready-demo  ## docs/performance.md from a result file: RUN=benchmarks/results/peers-1.json
+	@cd benchmarks && ../$(BIN)/python -m peers.run --publish "$(abspath $(RUN))"
+
 # LiteLLM's proxy brings parts under another licence, so it has an environment of its own and is no dependency.
 LITELLM_VERSION := 1.106.2
 LITELLM_READY := .venv-litellm/.ready-$(LITELLM_VERSION)
@@ -84,4 +94,4 @@ litellm: .venv/.ready-test $(LITELLM_READY)  ## both SDKs against LiteLLM's prox
 	SWARM_TEST_LITELLM=.venv-litellm/bin/litellm $(BIN)/python -m pytest -q tests/labs/litellm
 
 clean:  ## remove the environment, the demo's output and its Redis data
-	rm -rf .venv .venv-litellm .swarm out
+	rm -rf .venv .venv-litellm .venv-peers .venv-peers-* .swarm out
