@@ -4,7 +4,7 @@ events, validation and heartbeats are on."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from swarm_infrastructure import (
@@ -21,7 +21,6 @@ from swarm_infrastructure import (
     Work,
     job_board,
 )
-from swarm_infrastructure.blackboard import Event
 from swarm_infrastructure.keys import BoardKeys, lane_name
 from swarm_infrastructure.store import Store
 
@@ -31,7 +30,6 @@ from .base import Peer
 __all__ = ["Ours", "OursAlone", "OursFifty", "OursPipeline", "OursPipelineAlone"]
 
 NAMESPACE = "default"
-SEEN_POLL_S = 0.001  # how often `Blackboard.follow` looks: as often as the results of peers are polled
 STAGES = ("scouting", "analysis", "writing", "publishing")
 QUEUE = job_board("peers")
 PIPELINE = Board(
@@ -63,7 +61,7 @@ class Ours(Peer):
     environment = "ours"
     packages = ("swarm-infrastructure", "redis", "hiredis", "uvloop")
     pace = 25_000
-    settings = "one agent, Claims(batch=100), 200 slots; results seen by following the events, looked for every 1 ms"
+    settings = "one agent, Claims(batch=100), 200 slots; results seen by wait_for, which reads the events as they come"
     delivery = "at least once, completed exactly once: leases, fencing tokens, one function a step, with its event"
     bulk = "submit(*submissions), 500 a call"
     board: ClassVar[Board] = QUEUE
@@ -75,7 +73,6 @@ class Ours(Peer):
         self._store = await Store(self.order.url).__aenter__()
         self._board = await Blackboard(self._store, self.board, namespace=NAMESPACE).__aenter__()
         self._first = next(iter(self.board.sections))
-        self._events: AsyncIterator[Event] | None = None
         self._tag = secrets.token_hex(4)
 
     async def submit(self, payload: dict[str, Any]) -> None:
@@ -85,14 +82,9 @@ class Ours(Peer):
         await self._board.submit(*map(self._submission, payloads))
 
     async def submit_and_wait(self, payload: dict[str, Any]) -> None:
-        if self._events is None:
-            self._events = self._board.follow(await self._board.events.last_id(), poll_s=SEEN_POLL_S)
         new = self._submission(payload)
         await self._board.submit(new)
-        async for event in self._events:
-            if event.item == new.id and event.kind == "completed":
-                break
-        assert (await self._board.get(new.id)).result is not None
+        assert (await self._board.wait_for(new.id)).result is not None
 
     def work(self) -> None:
         kinds = [
