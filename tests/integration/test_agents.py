@@ -161,10 +161,11 @@ async def test_no_more_items_are_in_hand_than_there_are_slots(swarm: SwarmInfras
     agent = Slow("slow-1", swarm=swarm)
     await agent.start()
 
-    async def three_held() -> bool:
-        return len(await swarm.blackboard.query_by_agent("slow-1")) == 3
+    async def three_at_work() -> bool:
+        return now == 3
 
-    await until(three_held)
+    await until(three_at_work)
+    assert len(await swarm.blackboard.query_by_agent("slow-1")) == 3
     gate.set()
     await until(lambda: all_done(swarm, 8))
     await agent.stop()

@@ -628,7 +628,10 @@ async def test_nobody_waits_for_ever_when_a_batch_cannot_be_sent(board: Blackboa
     first, second = await given_claim(board, "a"), await given_claim(board, "b")
     odd = replace(board.claims.hand_back_of(first.claim, reason="?"), reason="\ud800")  # can't be encoded
 
-    answers = await in_time(asyncio.gather(board.claims.end(odd), board.complete(second.claim), return_exceptions=True))
+    async def end() -> Any:
+        return await board.claims.end(odd)
+
+    answers = await in_time(asyncio.gather(end(), board.complete(second.claim), return_exceptions=True))
 
     assert all(isinstance(answer, UnicodeEncodeError) for answer in answers)
     assert await board.complete(second.claim) == 3

@@ -69,6 +69,7 @@ class Runner:
         self._reaping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
+        self._at_work: set[asyncio.Task[None]] = set()  # of those, whose handlers have not ended yet
         self._draining = self._handing_back = self._set_up = False
         self._cycle: asyncio.Task[None] | None = None  # of an agent that cycles by hand
         self.left = False  #: it has stopped, and is not registered any more
@@ -227,7 +228,9 @@ class Runner:
         requests = {most: self._requests(most) for most in range(1, min(slots, batch) + 1)}  # checked once
         claims = self._swarm.blackboard.claims
         while not self._stopping.is_set():
-            free = slots - len(self._hands)
+            # a slot is free once its handler has ended: the next claim travels behind the ending, in the same call to the
+            # network. As many endings as there are slots may be without an answer.
+            free = min(slots - len(self._at_work), 2 * slots - len(self._hands))
             self._idle = True
             try:
                 if free <= 0:
@@ -280,13 +283,18 @@ class Runner:
         task = asyncio.create_task(self._handle(claimed, lease, parse))
         lease.on_lost = lambda _why: cancel(task)
         self._hands[task] = lease
+        self._at_work.add(task)
         self.status = "working"
         task.add_done_callback(self._let_go)
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         lease = self._hands.pop(task)
-        if self._freed is not None and not self._freed.done():
-            self._freed.set_result(None)
+        if task in self._at_work:  # it was cancelled before it began
+            self._at_work.discard(task)
+            if not lease.lost:
+                claims = self._swarm.blackboard.claims
+                claims.end(claims.hand_back_of(lease.claim, reason="the agent stopped"))
+        self._free()
         self._swarm.blackboard.leases.drop(lease.claim)
         self.finished += 1
         if not self._hands and self.status == "working":
@@ -294,36 +302,47 @@ class Runner:
         if not task.cancelled() and task.exception() is not None:
             log.error("an ending went wrong", agent=self.agent.agent_id, error=repr(task.exception()))
 
+    def _free(self) -> None:
+        if self._freed is not None and not self._freed.done():
+            self._freed.set_result(None)
+
     async def _handle(self, claimed: Claimed, lease: Lease, parse: Any) -> None:
-        agent, work = self.agent, Work(claimed, lease, self._swarm, role=self.agent.role)
-        outcome: Outcome
+        work = Work(claimed, lease, self._swarm, role=self.agent.role)
+        outcome = await self._process(claimed, work, parse)
+        self._at_work.discard(asyncio.current_task())
+        self._free()  # who waits for the slot runs after the ending was given away to be sent
+        if outcome is not None:
+            await self._finish(work, outcome)
+
+    async def _process(self, claimed: Claimed, work: Work, parse: Any) -> Outcome | None:
+        """Let the agent work on an item. What is to become of it; None if it is not ours any more."""
+        agent = self.agent
         try:
             work_under(claimed.claim)
             outcome = await agent.process(parse(claimed.item), work) or Complete()
             self._short_of_money = False
+            return outcome
         except asyncio.CancelledError:
-            if lease.lost or not self._draining_now():
-                return  # the claim is gone: whatever we wrote would be refused
-            outcome = HandBack(reason="the worker stops")
+            if work.lost or not self._draining_now():
+                return None  # the claim is gone: whatever we wrote would be refused
+            return HandBack(reason="the worker stops")
         except ClaimLostError as error:
             log.warning("dropped", item=claimed.item.id, agent=agent.agent_id, why=error.why)
-            return
+            return None
         except BudgetExceededError as error:
             if error.on_breach == "fail":
-                outcome = failed(error)
-            else:  # the agent's claims stand still; the item waits unharmed for money, or for another agent
-                outcome = HandBack(reason=f"stop_reason=budget: {error}")
-                if not self._short_of_money:
-                    log.warning("paused for want of money", agent=agent.agent_id, why=str(error))
-                self._short_of_money = True
+                return failed(error)
+            # the agent's claims stand still; the item waits unharmed for money, or for another agent
+            if not self._short_of_money:
+                log.warning("paused for want of money", agent=agent.agent_id, why=str(error))
+            self._short_of_money = True
+            return HandBack(reason=f"stop_reason=budget: {error}")
         except CircuitOpenError as error:  # no fault of the item's: it waits until the backend is tried again
-            outcome = HandBack(reason=f"stop_reason=breaker: {error}", delay_s=self._after(error.retry_after_s))
+            return HandBack(reason=f"stop_reason=breaker: {error}", delay_s=self._after(error.retry_after_s))
         except RateLimitedError as error:  # no fault of the item's either
-            outcome = HandBack(
-                reason=f"stop_reason=rate limit: {error}", delay_s=self._after(error.retry_after_s or 1.0)
-            )
+            return HandBack(reason=f"stop_reason=rate limit: {error}", delay_s=self._after(error.retry_after_s or 1.0))
         except (InvalidInputError, ReplayError) as error:
-            outcome = failed(error, give_up=True)  # the same input fails the same way
+            return failed(error, give_up=True)  # the same input fails the same way
         except Exception as error:  # the rim: a handler may raise anything
             known = isinstance(error, SwarmError)  # its message says it all
             log.warning(
@@ -333,8 +352,7 @@ class Runner:
                 error=str(error) or repr(error),
                 exc_info=not known,
             )
-            outcome = failed(error)
-        await self._finish(work, outcome)
+            return failed(error)
 
     def _after(self, wait_s: float) -> float:
         """A little later than *wait_s*, and not all at once; soon enough if somebody ends the wait by hand."""

@@ -67,6 +67,8 @@ class Worker:
         if self._told.is_set():
             self._hurry.set()
         self._told.set()
+        for runner in self.runners:
+            runner.stop_claiming()  # from this moment on, not when the loop comes to it
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until told to stop, by a signal or `tell_to_stop`.

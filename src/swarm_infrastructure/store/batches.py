@@ -66,8 +66,7 @@ class Batches(Generic[Request, Answer]):
             await asyncio.wait(self._senders)
 
     async def _send_all(self) -> None:
-        await asyncio.sleep(0)  # let the requests of this turn join
-        self._gathering = False
+        self._gathering = False  # this is the next turn of the loop: the requests of the last one have joined
         try:
             while self._waiting:
                 await self._send_one()
