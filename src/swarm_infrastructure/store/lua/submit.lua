@@ -12,7 +12,11 @@ local function read_target(rules, keys, index)
   local place = section and rules.place(section, status)
   return {
     line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane, place = place, ready = place ~= '-',
-    section = section, status = status, requires = requires, limits = place and rules.limits(section),
+    section = section, limits = place and rules.limits(section),
+    state = {
+      section = section, status = status, requires = requires, version = '1', attempts = '0', crashes = '0', token = '',
+      holder = '', origin = '', endings = '',
+    },
   }
 end
 
@@ -51,11 +55,9 @@ local function judge(context, packed, id, target, priority, mark, payload)
 end
 
 local function accept(context, changes, id, target, priority, delay_ms, mark, life_ms, seq)
-  local record = {
-    section = target.section, status = target.status, requires = target.requires, priority = priority, version = '1',
-    seq = seq, attempts = '0', crashes = '0', token = '', holder = '', origin = '', event = '', created_ms = '',
-    request = context.request, endings = '', dedup = mark,
-  }
+  if not target.stamp then
+    target.stamp = stamp_of(changes, target.state, 'submitted', '', target.name, context.agent, '', '', context.trace)
+  end
   context.fresh[id] = true
   context.entered[target.section] = (context.entered[target.section] or 0) + 1
   if mark ~= '' then
@@ -67,9 +69,9 @@ local function accept(context, changes, id, target, priority, delay_ms, mark, li
   if delay_ms ~= '0' and target.ready then
     put_in(changes, target.timed, whole(context.now_ms + tonumber(delay_ms)), id)
   else
-    put_in(changes, target.line, score_of(record), id, target.ready and target.bell or nil)
+    put_in(changes, target.line, score_of(priority, seq), id, target.ready and target.bell or nil)
   end
-  change(changes, id, record, 'submitted', '', target.name, context.agent, '', '', context.trace)
+  press(changes, target.stamp, id, '', '|' .. priority .. '|' .. seq .. '|' .. context.request .. '|' .. mark)
 end
 
 local function submit(keys, argv)
@@ -86,7 +88,9 @@ local function submit(keys, argv)
   local seq = tonumber(redis.call('GET', keys[6]) or 0)
 
   for row, id in ipairs(ids) do
-    local _, index, priority, delay_ms, mark, life_ms, payload = unpack(argv, 7 * row - 3, 7 * row + 3)
+    local at = 7 * row - 3
+    local index, priority, delay_ms, mark, life_ms = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], argv[at + 5]
+    local payload = argv[at + 6]
     local target = targets[index] or read_target(rules, keys, index)
     targets[index] = target
     local refused = judge(context, packed[row], id, target, priority, mark, payload)

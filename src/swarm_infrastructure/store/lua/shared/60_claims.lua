@@ -43,7 +43,7 @@ local function end_lease(changes, context, lane, id, record, ended_ms)
   record.status = why and select(2, split_lane(lane_name(lane.quarantine))) or record.origin
   record.holder, record.origin = '', ''
   take_out(changes, lane.timed, id)
-  put_in(changes, line, score_of(record), id, bell)
+  put_in(changes, line, score_of(record.priority, record.seq), id, bell)
   count(changes, context.held, agent, -1)
   change(changes, id, record, kind, from, lane_of(record), agent, token, why and 'lease ended (' .. why .. ')' or 'lease ended', '')
   context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms }
@@ -67,7 +67,7 @@ local function reap(context, lanes, limit)
           end_lease(changes, context, lane, id, record, ends_ms[i])
         else
           take_out(changes, lane.timed, id)
-          put_in(changes, lane.line, score_of(record), id, lane.bell)
+          put_in(changes, lane.line, score_of(record.priority, record.seq), id, lane.bell)
         end
       end
       limit = limit - #due
@@ -90,14 +90,15 @@ local function next_token(fence, now_us)
   return whole(token)
 end
 
--- hold: one item becomes an agent's claim. `claimable(lane)` was asked before.
-local function hold(changes, context, lane, id, record, agent, token, ends_ms)
-  record.origin, record.holder, record.token, record.status = lane.status, agent, token, lane.becomes
-  record.attempts = plus(record.attempts, 1)
-  record.version = plus(record.version, 1)
-  put_in(changes, lane.timed, ends_ms, id)
-  count(changes, context.held, agent, 1)
-  change(changes, id, record, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+-- held_stamp: items of this lane and state become an agent's claims. `claimable(lane)` was asked before.
+local function held_stamp(changes, context, lane, state, agent, token)
+  local held = copy_state(state)
+  held.origin, held.holder, held.token, held.status = lane.status, agent, token, lane.becomes
+  held.attempts = plus(held.attempts, 1)
+  held.version = plus(held.version, 1)
+  local stamp = stamp_of(changes, held, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+  count_each(stamp, context.held, agent, 1)
+  return stamp
 end
 
 -- gates_of: for each agent why it may not claim now, or false. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
