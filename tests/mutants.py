@@ -106,7 +106,7 @@ EDITS = {
     "prune_item": (" or redis.call('HEXISTS', keys[4], task) == 1", ""),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
     "fail_worn_out": (" or worn_out(rules.limits(state.section), state)", ""),
-    "end_twice": ("context.ended[id] or ", ""),
+    "end_twice": ("ended[id] or ", ""),
     # the condition also learns what a claim makes of the items
     "claim_place": (ASKED, "claimable(context.rules, lane)"),
     "reap_place": (ASKED, "claimable(context.rules, lane)"),
@@ -226,7 +226,7 @@ DETAILS = {
     "fail_errors_bounded": ("50_changes.lua", "while #text > ERROR_BYTES do", "while false do"),
     "submit_created_kept": (
         "50_changes.lua",
-        "if string.byte(own) == BAR and previous[n] ~= '' then",
+        "if byte(own) == BAR and previous[n] ~= '' then",
         "if false then",
     ),
     "counted_for_each": ("50_changes.lua", "each.by * stamp.n", "each.by"),
@@ -251,8 +251,8 @@ DETAILS = {
     ),
     "end_leaves_timed": ("end_claims.lua", "take_out(changes, group.from.timed, id)", "local _"),
     "end_delay": ("end_claims.lua", "if lane.ready and delay_ms > 0 then", "if false then"),
-    "submit_delay": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if false then"),
-    "submit_delay_where_ready": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if delay_ms ~= '0' then"),
+    "submit_delay": ("submit.lua", "delay_ms ~= '0' and target.ready", "false"),
+    "submit_delay_where_ready": ("submit.lua", "delay_ms ~= '0' and target.ready", "delay_ms ~= '0'"),
     "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
     "claim_priority": ("40_record.lua", "return priority .. string.sub", "return '0' .. string.sub"),
     "claim_order": (

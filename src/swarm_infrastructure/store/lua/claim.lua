@@ -159,17 +159,19 @@ local function claim(keys, argv)
   token = #sound > 0 and next_token(keys[6], now_us) or ''
   local hands, receipts, written = deal(agents, sound), {}, {}
   for i, agent in ipairs(agents) do
-    local stamps, names = {}, {}
-    for j, k in ipairs(hands[i]) do
-      local id, lane, state = ids[k], from[k], states[k]
-      if not stamps[state] then stamps[state] = held_stamp(changes, context, lane, state, agent.id, token) end
-      press(changes, stamps[state], id, previous[k], owns[k])
-      put_in(changes, lane.timed, ends_ms, id)
-      names[j] = id
+    local stamps, first = {}, changes.n + 1
+    for _, k in ipairs(hands[i]) do
+      local state = states[k]
+      local stamp = stamps[state]
+      if not stamp then
+        stamp = held_stamp(changes, context, from[k], state, agent.id, token)
+        stamps[state] = stamp
+      end
+      press(changes, stamp, ids[k], previous[k], owns[k], ends_ms)
     end
-    if #names > 0 then
+    if changes.n >= first then
       local place = ' ' .. i .. ':'
-      receipts[agent.id] = (receipts[agent.id] or request .. ' ' .. token) .. place .. table.concat(names, place)
+      receipts[agent.id] = (receipts[agent.id] or request .. ' ' .. token) .. place .. table.concat(changes.ids, place, first)
     end
   end
   for id, row in pairs(receipts) do

@@ -52,11 +52,13 @@ local function landing(context, group, state, kind, lane, delay_ms)
   local stamp = stamp_of(changes, after, kind, state.lane, lane.name, agent, token, group.reason, group.trace)
   count_each(stamp, context.held, agent, -1)
   count_each(stamp, context.tallies, agent .. '|' .. kind, 1)
-  local fate = { stamp = stamp, answer = { kind, after.version }, key = lane.line, bell = lane.ready and lane.bell or nil }
+  stamp.out = leavers(changes, group.from.timed)
   if lane.ready and delay_ms > 0 then
-    fate.key, fate.bell, fate.due_ms = lane.timed, nil, whole(context.now_ms + delay_ms)
+    stamp.into, stamp.due_ms = entrants(changes, lane.timed), whole(context.now_ms + delay_ms)
+  else
+    stamp.into = entrants(changes, lane.line, lane.ready and lane.bell or nil)
   end
-  return fate
+  return { stamp = stamp, answer = { kind, after.version } }
 end
 
 -- fate_of: what becomes of all claims of a group whose items are in one state: where they land, or why they may not.
@@ -138,14 +140,14 @@ end
 
 -- end_group: judge the claims of a group, and collect what becomes of them.
 local function end_group(context, keys, argv, group, answers)
-  local changes, texts, results = context.changes, context.texts, context.results
+  local changes, ended, texts, results = context.changes, context.ended, context.texts, context.results
   local records = redis.call('HMGET', keys[2], unpack(group.ids))
   local ends = read_ends(context, group.from.timed, group.ids)
   for i, id in ipairs(group.ids) do
     local at = group.first + 5 * (i - 1)
     local token, version, payload, result = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4]
     local event, own, priority, seq, rest = split_record(records[i])
-    local state = context.ended[id] or event and state_of(context.known, rest) -- guard: end_twice
+    local state = ended[id] or event and state_of(context.known, rest) -- guard: end_twice
     local answer = judge_claim(context, group, state, token, ends[i])
     if not answer then
       local fate = group.fates[state]
@@ -156,10 +158,9 @@ local function end_group(context, keys, argv, group, answers)
       answer = fate.refused or judge_payload(context, group, state, version, payload)
       if not answer then
         answer = fate.answer
-        press(changes, fate.stamp, id, event, own)
-        take_out(changes, group.from.timed, id)
-        put_in(changes, fate.key, fate.due_ms or score_of(priority, seq), id, fate.bell)
-        context.ended[id] = fate.stamp.after -- who ends it once more gets the first answer
+        local stamp = fate.stamp
+        press(changes, stamp, id, event, own, stamp.due_ms or score_of(priority, seq))
+        ended[id] = stamp.after -- who ends it once more gets the first answer
         if group.kind == 'complete' then
           if payload ~= '' then texts[#texts + 1], texts[#texts + 2] = id, payload end
           if result ~= '' then results[#results + 1], results[#results + 2] = id, result end

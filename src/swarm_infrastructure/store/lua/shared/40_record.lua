@@ -92,6 +92,9 @@ end
 
 -- score: priority first, then the order of arrival: the priority's digit before 15 digits of seq. Priority 9 leaves room
 -- for 7e12 items below 2^53. Put together as text, because formatting a number is slow.
+local zeros = { [15] = '' }
+for n = 14, 1, -1 do zeros[n] = zeros[n + 1] .. '0' end
+
 local function score_of(priority, seq)
-  return priority .. string.sub('000000000000000', #seq + 1) .. seq
+  return priority .. zeros[#seq] .. seq
 end

@@ -21,8 +21,43 @@ local function group_of(changes, kind, from, to, reason, trace)
   return group
 end
 
+-- entrants, leavers: what goes into a line or `timed` (score, id, score, id, …), and what goes out of one.
+local function entrants(changes, key, bell)
+  local added = changes.zadd[key]
+  if not added then
+    added = {}
+    changes.zadd[key] = added
+    changes.zadd_keys[#changes.zadd_keys + 1] = key
+  end
+  if bell then changes.bells[key] = bell end
+  return added
+end
+
+local function leavers(changes, key)
+  local removed = changes.zrem[key]
+  if not removed then
+    removed = {}
+    changes.zrem[key] = removed
+    changes.zrem_keys[#changes.zrem_keys + 1] = key
+  end
+  return removed
+end
+
+local function put_in(changes, key, score, id, bell)
+  local added = entrants(changes, key, bell)
+  local n = #added
+  added[n + 1], added[n + 2] = score, id
+end
+
+local function take_out(changes, key, id)
+  local removed = leavers(changes, key)
+  removed[#removed + 1] = id
+end
+
 -- A stamp is what a call makes of all items that were in one state: worked out once, and pressed on each of them.
 -- stamp_of: they are in `state` then, having done `kind` and gone from one lane to another ('' for birth and death).
+-- Whoever makes it may say which sorted set they leave (`out`: of `leavers`), which they enter (`into`: of `entrants`) and
+-- what each of them adds to counters (`count_each`).
 local function stamp_of(changes, state, kind, from, to, agent, token, reason, trace)
   local stamp = {
     group = group_of(changes, kind, from, to, reason, trace), after = state, text = '|' .. pack_state(state),
@@ -37,40 +72,24 @@ local function count_each(stamp, key, field, by)
   stamp.counted[#stamp.counted + 1] = { key = key, field = field, by = by }
 end
 
--- press: this stamp is what becomes of item `id`, whose newest event so far is `previous`; `own` as `split_record` gives it.
-local function press(changes, stamp, id, previous, own)
-  local n, places = changes.n + 1, stamp.group.places
+-- press: this stamp is what becomes of item `id`, whose newest event so far is `previous`; `own` as `split_record` gives it,
+-- `score` where it enters a sorted set.
+local function press(changes, stamp, id, previous, own, score)
+  local n, places, out, into = changes.n + 1, stamp.group.places, stamp.out, stamp.into
   changes.n, stamp.n = n, stamp.n + 1
   changes.ids[n], changes.stamp_of[n], changes.previous[n], changes.owns[n] = id, stamp, previous, own
   places[#places + 1] = n
+  if out then out[#out + 1] = id end
+  if into then
+    local last = #into
+    into[last + 1], into[last + 2] = score, id
+  end
 end
 
 -- change: one item whose new state is `record` does `kind` and goes from one lane to another.
 local function change(changes, id, record, kind, from, to, agent, token, reason, trace)
   local stamp = stamp_of(changes, record, kind, from, to, agent, token, reason, trace)
   press(changes, stamp, id, record.event, pack_own(record))
-end
-
-local function put_in(changes, key, score, id, bell)
-  local added = changes.zadd[key]
-  if not added then
-    added = {}
-    changes.zadd[key] = added
-    changes.zadd_keys[#changes.zadd_keys + 1] = key
-  end
-  local n = #added
-  added[n + 1], added[n + 2] = score, id
-  if bell then changes.bells[key] = bell end
-end
-
-local function take_out(changes, key, id)
-  local removed = changes.zrem[key]
-  if not removed then
-    removed = {}
-    changes.zrem[key] = removed
-    changes.zrem_keys[#changes.zrem_keys + 1] = key
-  end
-  removed[#removed + 1] = id
 end
 
 -- count: add to a field of a hash of counters.
@@ -125,10 +144,10 @@ local function write_group(changes, group, stored)
   local event = write_event(changes, group)
   if group.to ~= '' then
     local ids, stamps, previous, owns, texts = changes.ids, changes.stamp_of, changes.previous, changes.owns, changes.texts
-    local start, at = event .. '|', #stored
+    local start, at, byte = event .. '|', #stored, string.byte
     for _, n in ipairs(group.places) do
       local own = owns[n]
-      if string.byte(own) == BAR and previous[n] ~= '' then own = (string.match(previous[n], '^%d+') or '') .. own end
+      if byte(own) == BAR and previous[n] ~= '' then own = (string.match(previous[n], '^%d+') or '') .. own end
       local text = start .. own .. stamps[n].text
       texts[n], stored[at + 1], stored[at + 2] = text, ids[n], text
       at = at + 2
@@ -156,15 +175,19 @@ local function write_changes(changes)
     for _, each in ipairs(stamp.counted) do count(changes, each.key, each.field, each.by * stamp.n) end
   end
   if #stored > 0 then redis.call('HSET', changes.items, unpack(stored)) end
-  for _, key in ipairs(changes.zrem_keys) do redis.call('ZREM', key, unpack(changes.zrem[key])) end
-  for _, key in ipairs(changes.zadd_keys) do redis.call('ZADD', key, unpack(changes.zadd[key])) end
+  for _, key in ipairs(changes.zrem_keys) do
+    if #changes.zrem[key] > 0 then redis.call('ZREM', key, unpack(changes.zrem[key])) end
+  end
+  for _, key in ipairs(changes.zadd_keys) do
+    if #changes.zadd[key] > 0 then redis.call('ZADD', key, unpack(changes.zadd[key])) end
+  end
   for key, fields in pairs(changes.tally) do
     for field, n in pairs(fields) do
       if n ~= 0 and redis.call('HINCRBY', key, field, n) == 0 and key == changes.counts then redis.call('HDEL', key, field) end
     end
   end
   for _, key in ipairs(changes.zadd_keys) do
-    local bell = changes.bells[key]
+    local bell = #changes.zadd[key] > 0 and changes.bells[key]
     if bell then ring(bell) end
   end
 end

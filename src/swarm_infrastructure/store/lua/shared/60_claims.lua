@@ -97,6 +97,7 @@ local function held_stamp(changes, context, lane, state, agent, token)
   held.attempts = plus(held.attempts, 1)
   held.version = plus(held.version, 1)
   local stamp = stamp_of(changes, held, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+  stamp.into = entrants(changes, lane.timed)
   count_each(stamp, context.held, agent, 1)
   return stamp
 end
