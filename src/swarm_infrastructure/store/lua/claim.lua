@@ -102,12 +102,13 @@ end
 
 -- deal: hand what was taken round, so that no agent gets two while another has none.
 local function deal(agents, taken)
-  local hands, next_one = {}, 1
+  local hands, next_one, many, round = {}, 1, #taken, 0
   for i = 1, #agents do hands[i] = {} end
-  while next_one <= #taken do
+  while next_one <= many do
+    round = round + 1
     for i, agent in ipairs(agents) do
-      if #hands[i] < agent.n and next_one <= #taken then
-        hands[i][#hands[i] + 1] = taken[next_one]
+      if round <= agent.n and next_one <= many then
+        hands[i][round] = taken[next_one]
         next_one = next_one + 1
       end
     end
@@ -145,18 +146,19 @@ local function claim(keys, argv)
 
   local ids, from = pop(lanes, wanted)
   local records = #ids > 0 and redis.call('HMGET', context.items, unpack(ids)) or {}
-  local known, previous, owns, states, sound = {}, {}, {}, {}, {}
+  local known, previous, owns, states, sound, many = {}, {}, {}, {}, {}, 0
   for i, text in ipairs(records) do
     local event, own, _, _, rest = split_record(text)
     local state = event and state_of(known, rest)
     if state and state.holder == '' and state.lane == from[i].name then -- guard: claim_forged
       previous[i], owns[i], states[i] = event, own, state
-      sound[#sound + 1] = i
+      many = many + 1
+      sound[many] = i
     end -- else it is torn or forged, and left to `swarm audit`
   end
 
   local changes = collect_changes(context.items, context.events, context.counts)
-  token = #sound > 0 and next_token(keys[6], now_us) or ''
+  token = many > 0 and next_token(keys[6], now_us) or ''
   local hands, receipts, written = deal(agents, sound), {}, {}
   for i, agent in ipairs(agents) do
     local stamps, first = {}, changes.n + 1

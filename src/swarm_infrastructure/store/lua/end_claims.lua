@@ -64,6 +64,9 @@ end
 -- fate_of: what becomes of all claims of a group whose items are in one state: where they land, or why they may not.
 local function fate_of(context, group, state)
   local kind, rules = group.kind, context.rules
+  if kind ~= 'revoke' and redis.call('HGET', context.gates, 'agent:' .. state.holder) == 'revoked' then -- guard: end_revoked
+    return { refused = { 'lost', 'the agent was revoked' } }
+  end
   if kind == 'complete' then
     local refused = judge_target(context, state, group.to, kind)
     return refused and { refused = refused } or landing(context, group, state, 'completed', group.to, group.delay_ms)
@@ -84,39 +87,26 @@ local function fate_of(context, group, state)
 end
 
 local function judge_payload(context, group, state, version, payload)
-  if group.kind ~= 'complete' or payload == '' then return nil end
   if version ~= state.version then return { 'version', state.version } end -- guard: end_version
   local bytes = context.rules.limits(group.to.section).bytes
   if bytes > 0 and #payload > bytes then return { 'large', #payload, bytes } end -- guard: end_bytes
   return nil
 end
 
-local function is_revoked(context, agent)
-  local known = context.revoked[agent]
-  if known == nil then
-    known = redis.call('HGET', context.gates, 'agent:' .. agent) == 'revoked'
-    context.revoked[agent] = known
-  end
-  return known
-end
-
 local function judge_claim(context, group, state, token, ends_ms)
-  if not ENDED[group.kind] then return { 'kind', group.kind } end -- guard: end_kind
   if not state then return { 'missing' } end
   if state.token ~= token or state.holder == '' then return first_answer(state, token, group.kind) end -- guard: end_token
   if state.claimed_from ~= group.from.name then return { 'lost', 'it was claimed from ' .. state.claimed_from } end -- guard: end_lane
-  if group.kind == 'revoke' then return nil end
   if ends_ms and tonumber(ends_ms) <= context.now_ms then return { 'lost', 'the lease ran out' } end -- guard: end_lease
-  if is_revoked(context, state.holder) then return { 'lost', 'the agent was revoked' } end -- guard: end_revoked
   return nil
 end
 
 -- read_ends: when the leases of these claims end; nothing if none in their lane has ended, which is cheap to know and so most
 -- often: Redis takes longer to print a score than to end a claim. A claim that its item's record names stands in `timed`, as
 -- whatever takes it out of there rewrites the record in the same call.
-local function read_ends(context, timed, ids)
-  if redis.call('ZCOUNT', timed, '-inf', context.now_ms) == 0 then return {} end
-  return redis.call('ZMSCORE', timed, unpack(ids))
+local function read_ends(context, group)
+  if group.kind == 'revoke' or redis.call('ZCOUNT', group.from.timed, '-inf', context.now_ms) == 0 then return {} end
+  return redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
 end
 
 local function read_group(keys, argv, at)
@@ -140,11 +130,14 @@ end
 
 -- end_group: judge the claims of a group, and collect what becomes of them.
 local function end_group(context, keys, argv, group, answers)
+  if not ENDED[group.kind] then -- guard: end_kind
+    for _ = 1, #group.ids do answers[#answers + 1] = { 'kind', group.kind } end
+    return
+  end
   local changes, ended, texts, results = context.changes, context.ended, context.texts, context.results
   local records = redis.call('HMGET', keys[2], unpack(group.ids))
-  local ends = read_ends(context, group.from.timed, group.ids)
+  local ends, completes, n, at = read_ends(context, group), group.kind == 'complete', #answers, group.first
   for i, id in ipairs(group.ids) do
-    local at = group.first + 5 * (i - 1)
     local token, version, payload, result = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4]
     local event, own, priority, seq, rest = split_record(records[i])
     local state = ended[id] or event and state_of(context.known, rest) -- guard: end_twice
@@ -155,20 +148,21 @@ local function end_group(context, keys, argv, group, answers)
         fate = fate_of(context, group, state)
         group.fates[state] = fate
       end
-      answer = fate.refused or judge_payload(context, group, state, version, payload)
+      answer = fate.refused or completes and payload ~= '' and judge_payload(context, group, state, version, payload)
       if not answer then
         answer = fate.answer
         local stamp = fate.stamp
         press(changes, stamp, id, event, own, stamp.due_ms or score_of(priority, seq))
         ended[id] = stamp.after -- who ends it once more gets the first answer
-        if group.kind == 'complete' then
+        if completes then
           if payload ~= '' then texts[#texts + 1], texts[#texts + 2] = id, payload end
           if result ~= '' then results[#results + 1], results[#results + 2] = id, result end
         end
         if group.error ~= '' then context.troubles[#context.troubles + 1] = { id = id, line = group.error } end
       end
     end
-    answers[#answers + 1] = answer
+    answers[n + i] = answer
+    at = at + 5
   end
 end
 
@@ -176,7 +170,7 @@ local function end_claims(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local context = {
     now_ms = now_ms, rules = read_rules(keys[1]), gates = keys[6], held = keys[7], tallies = keys[10],
-    changes = collect_changes(keys[2], keys[4], keys[5]), known = {}, ended = {}, revoked = {},
+    changes = collect_changes(keys[2], keys[4], keys[5]), known = {}, ended = {},
     texts = {}, results = {}, troubles = {},
   }
   local answers, at = {}, 1
