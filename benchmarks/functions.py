@@ -3,10 +3,10 @@
     python benchmarks/functions.py [--kind redis|valkey] [--items 10000] [--agents 1] [--reps 5]
         [--against PATH]
 
-Items are submitted 500 a call, claimed 100 a call by so many agents, completed 100 a call, on a fresh server without persistence each time.
-The figures are Redis' own (``INFO commandstats``), so that neither the client nor the network is in them. What a function
-takes beside its commands is Lua, its garbage collector, and passing values to and fro. ``--against`` names another checkout
-of this project: both are measured in turn, so that a change is compared in one sitting.
+Items are submitted 500 a call, claimed 100 a call by so many agents, and completed 100 a call, on a fresh server without
+persistence each time. The figures are Redis' own (``INFO commandstats``), so that neither the client nor the network is in
+them. What a function takes beside its commands is Lua, its garbage collector, and passing values to and fro. ``--against``
+names another checkout of this project: both are measured in turn, so that a change is compared in one sitting.
 """
 
 from __future__ import annotations

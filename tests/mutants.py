@@ -106,7 +106,6 @@ EDITS = {
     "prune_item": (" or redis.call('HEXISTS', keys[4], task) == 1", ""),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
     "fail_worn_out": (" or worn_out(rules.limits(state.section), state)", ""),
-    "end_twice": ("ended[id] or ", ""),
     # the condition also learns what a claim makes of the items
     "claim_place": (ASKED, "claimable(context.rules, lane)"),
     "reap_place": (ASKED, "claimable(context.rules, lane)"),
@@ -123,7 +122,7 @@ EDITS = {
 NEXT_TOKEN = "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)"
 RESETS = "if kind == 'moved' or kind == 'released' then record.attempts"
 CRASH, VERSION = "record.crashes = plus(record.crashes, 1)", "record.version = plus(record.version, 1)"
-ATTEMPT, CLAIMED_VERSION = "held.attempts = plus(held.attempts, 1)", "held.version = plus(held.version, 1)"
+CLAIMED = "local version, attempts = plus(state.version, 1), plus(state.attempts, 1)"
 GATES = "found[2 * i] or found[2 * i + 1] or found[1]"
 ENDED_TOKEN = "state.token ~= token or state.holder == ''"
 HELD_TOKEN = "record.token ~= token or record.holder == ''"
@@ -199,25 +198,29 @@ DETAILS = {
     "dedup_lifetime": ("submit.lua", "tonumber(ends_ms) > context.now_ms", "true"),
     "delete_mark": ("delete_item.lua", "redis.call('HDEL', keys[6], record.dedup)", "local _"),
     "end_first_answer_quarantined": ("end_claims.lua", " or (kind == 'fail' and ending == 'quarantined')", ""),
-    "end_answers_remembered": ("end_claims.lua", "ending .. ',' .. string.match(after.endings, '^[^,]*')", "ending"),
+    "end_answers_remembered": ("end_claims.lua", "endings .. ',' .. string.match(state.endings, '^[^,]*')", "endings"),
     "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
     "board_clock": ("register_board.lua", "if offset then", "if false then"),
     # counters
     "end_crash_counted": ("60_claims.lua", CRASH, "local _"),
-    "claim_attempt_counted": ("60_claims.lua", ATTEMPT, "local _"),
-    "claim_version_counted": ("60_claims.lua", f"{ATTEMPT}\n  {CLAIMED_VERSION}", ATTEMPT),
+    "claim_attempt_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.attempts, 1)", "state.attempts")),
+    "claim_version_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.version, 1)", "state.version")),
     "reap_version_counted": ("60_claims.lua", f"{CRASH}\n  {VERSION}", CRASH),
-    "end_version_counted": ("end_claims.lua", "after.version = plus(after.version, 1)", "local _"),
+    "end_version_counted": (
+        "end_claims.lua",
+        "local version, attempts, crashes = plus(state.version, 1)",
+        "local version, attempts, crashes = state.version",
+    ),
     "change_version_counted": ("change_item.lua", VERSION, "local _"),
     "delete_version_counted": ("delete_item.lua", VERSION, "local _"),
-    "end_hand_back_not_counted": ("end_claims.lua", "tonumber(after.attempts) - 1", "tonumber(after.attempts)"),
-    "end_complete_resets": ("end_claims.lua", "after.attempts, after.crashes = '0', '0'", "local _"),
+    "end_hand_back_not_counted": ("end_claims.lua", "tonumber(attempts) - 1", "tonumber(attempts)"),
+    "end_complete_resets": ("end_claims.lua", "attempts, crashes = '0', '0'", "local _"),
     "change_move_resets": ("change_item.lua", RESETS, "if kind == 'released' then record.attempts"),
     "change_release_resets": ("change_item.lua", RESETS, "if kind == 'moved' then record.attempts"),
-    "claim_held_counted": ("60_claims.lua", "count_each(stamp, context.held, agent, 1)", "local _"),
+    "claim_held_counted": ("60_claims.lua", "stamp.counted = { context.held, agent, 1 }", "local _"),
     "reap_held_counted": ("60_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
-    "end_held_counted": ("end_claims.lua", "count_each(stamp, context.held, agent, -1)", "local _"),
-    "end_tallied": ("end_claims.lua", "count_each(stamp, context.tallies, agent .. '|' .. kind, 1)", "local _"),
+    "end_held_counted": ("end_claims.lua", "context.held, agent, -1, ", ""),
+    "end_tallied": ("end_claims.lua", ", context.tallies, agent .. '|' .. kind, 1 }", " }"),
     "claim_most_in_call": ("claim.lua", "promised[agent.id] = (promised[agent.id] or 0) + agent.n", "local _"),
     "reap_lateness_told": ("60_claims.lua", "late_ms = context.now_ms - ended_ms", "late_ms = 0"),
     "reap_limit": ("60_claims.lua", "limit = limit - #due", "local _"),
@@ -229,10 +232,8 @@ DETAILS = {
         "if byte(own) == BAR and previous[n] ~= '' then",
         "if false then",
     ),
-    "counted_for_each": ("50_changes.lua", "each.by * stamp.n", "each.by"),
+    "counted_for_each": ("50_changes.lua", "counted[i + 2] * times", "counted[i + 2]"),
     # what items have in common
-    "claim_shares_no_change": ("60_claims.lua", "local held = copy_state(state)", "local held = state"),
-    "end_shares_no_change": ("end_claims.lua", "local after = copy_state(state)", "local after = state"),
     "event_rows_alike": ("50_changes.lua", "if stamps[n] == stamp and previous[n] == before then", "if i > 1 then"),
     "event_rows_one_stamp": ("50_changes.lua", "if stamps[n] == stamp and previous", "if previous"),
     "event_rows_one_event": (
@@ -240,7 +241,7 @@ DETAILS = {
         "stamps[n] == stamp and previous[n] == before then",
         "stamps[n] == stamp then",
     ),
-    "end_ends_read": ("end_claims.lua", "if redis.call('ZCOUNT', timed, '-inf', context.now_ms) == 0 then", "do"),
+    "end_ends_read": ("end_claims.lua", "redis.call('ZCOUNT', group.from.timed, '-inf', context.now_ms) == 0", "true"),
     # places
     "claim_leaves_line": ("claim.lua", "redis.call('ZREMRANGEBYRANK', lane.line, 0, taken - 1)", "local _"),
     "claim_leaves_each_line": ("claim.lua", "many[lane] = (many[lane] or 0) + 1", "many[lane] = 1"),
@@ -263,8 +264,8 @@ DETAILS = {
     "claim_order_over_lanes": ("claim.lua", "scores[k] < scores[first]", "scores[k] > scores[first]"),
     "claim_dealt_in_turn": (
         "claim.lua",
-        "if #hands[i] < agent.n and next_one <= #taken then",
-        "while #hands[i] < agent.n and taken[next_one] do",
+        "if round <= agent.n and next_one <= many then\n        hands[i][round]",
+        "while #hands[i] < agent.n and next_one <= many do\n        hands[i][#hands[i] + 1]",
     ),
     # tokens
     "token_after_the_last": ("60_claims.lua", NEXT_TOKEN, "now_us"),

@@ -23,7 +23,8 @@ local function first_answer(state, token, kind)
   return { 'lost', 'the lease ran out and the item was taken back' }
 end
 
--- judge_target: may items in this state go to that lane? `needed`: the only lane it may be, where the board and not the agent decides.
+-- judge_target: may items in this state go to that lane? `needed`: the only lane it may be, where the board and not the agent
+-- decides.
 local function judge_target(context, state, lane, kind, needed)
   local place = lane.section and context.rules.place(lane.section, lane.status)
   if not place then return { 'place', lane.name } end -- guard: end_place
@@ -38,27 +39,24 @@ end
 -- landing: items in this state leave the agent's hands and go to their next lane.
 local function landing(context, group, state, kind, lane, delay_ms)
   local changes, agent, token = context.changes, state.holder, state.token
-  local after = copy_state(state)
-  after.section, after.status, after.requires = lane.section, lane.status, lane.requires
-  after.version = plus(after.version, 1)
-  after.holder, after.origin = '', ''
+  local version, attempts, crashes = plus(state.version, 1), state.attempts, state.crashes
   if kind == 'completed' then
-    after.attempts, after.crashes = '0', '0'
+    attempts, crashes = '0', '0'
   elseif kind == 'handed_back' or kind == 'revoked' then
-    after.attempts = whole(math.max(0, tonumber(after.attempts) - 1)) -- neither a failure nor a crash
+    attempts = whole(math.max(0, tonumber(attempts) - 1)) -- neither a failure nor a crash
   end
-  local ending = token .. ':' .. kind .. ':' .. after.version
-  after.endings = after.endings == '' and ending or ending .. ',' .. string.match(after.endings, '^[^,]*')
-  local stamp = stamp_of(changes, after, kind, state.lane, lane.name, agent, token, group.reason, group.trace)
-  count_each(stamp, context.held, agent, -1)
-  count_each(stamp, context.tallies, agent .. '|' .. kind, 1)
+  local endings = token .. ':' .. kind .. ':' .. version
+  if state.endings ~= '' then endings = endings .. ',' .. string.match(state.endings, '^[^,]*') end
+  local text = pack_state(lane.section, lane.status, lane.requires, version, attempts, crashes, token, '', '', endings)
+  local stamp = stamp_of(changes, text, version, kind, state.lane, lane.name, agent, token, group.reason, group.trace)
+  stamp.counted = { context.held, agent, -1, context.tallies, agent .. '|' .. kind, 1 }
   stamp.out = leavers(changes, group.from.timed)
   if lane.ready and delay_ms > 0 then
     stamp.into, stamp.due_ms = entrants(changes, lane.timed), whole(context.now_ms + delay_ms)
   else
     stamp.into = entrants(changes, lane.line, lane.ready and lane.bell or nil)
   end
-  return { stamp = stamp, answer = { kind, after.version } }
+  return { stamp = stamp, answer = { kind, version } }
 end
 
 -- fate_of: what becomes of all claims of a group whose items are in one state: where they land, or why they may not.
@@ -139,8 +137,9 @@ local function end_group(context, keys, argv, group, answers)
   local ends, completes, n, at = read_ends(context, group), group.kind == 'complete', #answers, group.first
   for i, id in ipairs(group.ids) do
     local token, version, payload, result = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4]
-    local event, own, priority, seq, rest = split_record(records[i])
-    local state = ended[id] or event and state_of(context.known, rest) -- guard: end_twice
+    local event, own, priority, seq, text = split_record(records[i])
+    text = ended[id] or text -- guard: end_twice
+    local state = text and state_of(context.known, text)
     local answer = judge_claim(context, group, state, token, ends[i])
     if not answer then
       local fate = group.fates[state]
@@ -153,7 +152,7 @@ local function end_group(context, keys, argv, group, answers)
         answer = fate.answer
         local stamp = fate.stamp
         press(changes, stamp, id, event, own, stamp.due_ms or score_of(priority, seq))
-        ended[id] = stamp.after -- who ends it once more gets the first answer
+        ended[id] = stamp.text -- who ends it once more gets the first answer
         if completes then
           if payload ~= '' then texts[#texts + 1], texts[#texts + 2] = id, payload end
           if result ~= '' then results[#results + 1], results[#results + 2] = id, result end

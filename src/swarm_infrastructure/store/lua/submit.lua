@@ -16,10 +16,7 @@ local function read_target(rules, keys, index)
   return {
     line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane, place = place, ready = place ~= '-',
     section = section, limits = place and rules.limits(section), stamps = {},
-    state = {
-      section = section, status = status, requires = requires, version = '1', attempts = '0', crashes = '0', token = '',
-      holder = '', origin = '', endings = '',
-    },
+    state = section and pack_state(section, status, requires, '1', '0', '0', '', '', '', ''),
   }
 end
 
@@ -59,7 +56,7 @@ end
 local function read_stamp(context, changes, target, waits)
   local stamp = target.stamps[waits]
   if not stamp then
-    stamp = stamp_of(changes, target.state, 'submitted', '', target.name, context.agent, '', '', context.trace)
+    stamp = stamp_of(changes, target.state, '1', 'submitted', '', target.name, context.agent, '', '', context.trace)
     stamp.into = waits and entrants(changes, target.timed) or entrants(changes, target.line, target.ready and target.bell or nil)
     target.stamps[waits] = stamp
   end

@@ -46,7 +46,7 @@ local function unpack_state(text)
 end
 
 -- state_of: the same, with the lane it is in and the one it was claimed from, once for all items of a call that share it;
--- false if it is torn. `known` is the call's. Nobody changes what it holds: see `copy_state`.
+-- false if it is torn. `known` is the call's. Nobody changes what it holds.
 local function state_of(known, text)
   local state = known[text]
   if state == nil then
@@ -57,19 +57,9 @@ local function state_of(known, text)
   return state
 end
 
-local function copy_state(state)
-  return {
-    section = state.section, status = state.status, requires = state.requires, version = state.version,
-    attempts = state.attempts, crashes = state.crashes, token = state.token, holder = state.holder, origin = state.origin,
-    endings = state.endings,
-  }
-end
-
-local function pack_state(state)
-  return table.concat({
-    state.section, state.status, state.requires, state.version, state.attempts, state.crashes, state.token, state.holder,
-    state.origin, state.endings,
-  }, '|')
+local function pack_state(section, status, requires, version, attempts, crashes, token, holder, origin, endings)
+  return section .. '|' .. status .. '|' .. requires .. '|' .. version .. '|' .. attempts .. '|' .. crashes .. '|' .. token
+    .. '|' .. holder .. '|' .. origin .. '|' .. endings
 end
 
 -- unpack_record: all 16 fields by name, for functions that change one item; nil if there is none, or a torn one.
@@ -82,12 +72,18 @@ local function unpack_record(text)
   return record
 end
 
+-- pack_own, state_text: the two pieces of a record with named fields, as `split_record` gives them.
 local function pack_own(record)
   return table.concat({ record.created_ms, record.priority, record.seq, record.request, record.dedup }, '|')
 end
 
+local function state_text(record)
+  return pack_state(record.section, record.status, record.requires, record.version, record.attempts, record.crashes,
+    record.token, record.holder, record.origin, record.endings)
+end
+
 local function pack_record(record)
-  return record.event .. '|' .. pack_own(record) .. '|' .. pack_state(record)
+  return record.event .. '|' .. pack_own(record) .. '|' .. state_text(record)
 end
 
 -- score: priority first, then the order of arrival: the priority's digit before 15 digits of seq. Priority 9 leaves room

@@ -4,13 +4,17 @@
 local function collect_changes(items, events, counts, request)
   return {
     items = items, events = events, counts = counts, request = request or '',
-    groups = {}, groups_by_key = {}, stamps = {}, zadd = {}, zadd_keys = {}, zrem = {}, zrem_keys = {}, bells = {}, tally = {},
+    groups = {}, groups_by_key = {}, last = nil, zadd = {}, zadd_keys = {}, zrem = {}, zrem_keys = {}, bells = {}, tally = {},
     -- of each item that changes, in the order of the changes; `texts` are the new records, once they are written
     n = 0, ids = {}, stamp_of = {}, previous = {}, owns = {}, texts = {},
   }
 end
 
 local function group_of(changes, kind, from, to, reason, trace)
+  local last = changes.last
+  if last and last.from == from and last.to == to and last.kind == kind and last.reason == reason and last.trace == trace then
+    return last
+  end
   local key = table.concat({ kind, from, to, reason, trace }, '\n')
   local group = changes.groups_by_key[key]
   if not group then
@@ -18,6 +22,7 @@ local function group_of(changes, kind, from, to, reason, trace)
     changes.groups_by_key[key] = group
     changes.groups[#changes.groups + 1] = group
   end
+  changes.last = group
   return group
 end
 
@@ -55,28 +60,21 @@ local function take_out(changes, key, id)
 end
 
 -- A stamp is what a call makes of all items that were in one state: worked out once, and pressed on each of them.
--- stamp_of: they are in `state` then, having done `kind` and gone from one lane to another ('' for birth and death).
--- Whoever makes it may say which sorted set they leave (`out`: of `leavers`), which they enter (`into`: of `entrants`) and
--- what each of them adds to counters (`count_each`).
-local function stamp_of(changes, state, kind, from, to, agent, token, reason, trace)
-  local stamp = {
-    group = group_of(changes, kind, from, to, reason, trace), after = state, text = '|' .. pack_state(state),
-    version = state.version, agent = agent, token = token, n = 0, counted = {},
+-- stamp_of: their state is `text` then, of this version, as they did `kind` and went from one lane to another ('' for birth
+-- and death). Whoever makes it may say which sorted set they leave (`out`: of `leavers`), which they enter (`into`: of
+-- `entrants`) and what each of them adds to counters (`counted`: key, field, by how much, key, …).
+local function stamp_of(changes, text, version, kind, from, to, agent, token, reason, trace)
+  return {
+    group = group_of(changes, kind, from, to, reason, trace), text = text, version = version, agent = agent, token = token,
+    out = nil, into = nil, counted = nil,
   }
-  changes.stamps[#changes.stamps + 1] = stamp
-  return stamp
-end
-
--- count_each: every item that this stamp is pressed on adds to a field of a hash of counters.
-local function count_each(stamp, key, field, by)
-  stamp.counted[#stamp.counted + 1] = { key = key, field = field, by = by }
 end
 
 -- press: this stamp is what becomes of item `id`, whose newest event so far is `previous`; `own` as `split_record` gives it,
 -- `score` where it enters a sorted set.
 local function press(changes, stamp, id, previous, own, score)
   local n, places, out, into = changes.n + 1, stamp.group.places, stamp.out, stamp.into
-  changes.n, stamp.n = n, stamp.n + 1
+  changes.n = n
   changes.ids[n], changes.stamp_of[n], changes.previous[n], changes.owns[n] = id, stamp, previous, own
   places[#places + 1] = n
   if out then out[#out + 1] = id end
@@ -88,7 +86,7 @@ end
 
 -- change: one item whose new state is `record` does `kind` and goes from one lane to another.
 local function change(changes, id, record, kind, from, to, agent, token, reason, trace)
-  local stamp = stamp_of(changes, record, kind, from, to, agent, token, reason, trace)
+  local stamp = stamp_of(changes, state_text(record), record.version, kind, from, to, agent, token, reason, trace)
   press(changes, stamp, id, record.event, pack_own(record))
 end
 
@@ -107,12 +105,13 @@ local function ring(bell)
   if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
 end
 
--- write_event: one entry for the items of a group. Returns its id.
+-- write_event: one entry for the items of a group, and what they add to counters. Returns its id.
 local function write_event(changes, group)
   local ids, stamps, previous, rows = changes.ids, changes.stamp_of, changes.previous, {}
-  local first = stamps[group.places[1]]
+  local first, many = stamps[group.places[1]], {}
   local stamp, before
   for i, n in ipairs(group.places) do
+    many[stamps[n]] = (many[stamps[n]] or 0) + 1
     if stamps[n] == stamp and previous[n] == before then
       rows[i] = ids[n]
     else
@@ -122,6 +121,10 @@ local function write_event(changes, group)
         rows[i] = rows[i] .. ' ' .. stamp.agent .. ' ' .. stamp.token
       end
     end
+  end
+  for each, times in pairs(many) do
+    local counted = each.counted or {}
+    for i = 1, #counted, 3 do count(changes, counted[i], counted[i + 1], counted[i + 2] * times) end
   end
   return redis.call('XADD', changes.events, '*', 'kind', group.kind, 'from', group.from, 'to', group.to,
     'agent', first.agent, 'token', first.token, 'reason', group.reason, 'trace', group.trace, 'request', changes.request,
@@ -148,7 +151,7 @@ local function write_group(changes, group, stored)
     for _, n in ipairs(group.places) do
       local own = owns[n]
       if byte(own) == BAR and previous[n] ~= '' then own = (string.match(previous[n], '^%d+') or '') .. own end
-      local text = start .. own .. stamps[n].text
+      local text = start .. own .. '|' .. stamps[n].text
       texts[n], stored[at + 1], stored[at + 2] = text, ids[n], text
       at = at + 2
     end
@@ -170,9 +173,6 @@ local function write_changes(changes)
   local stored = {}
   for _, group in ipairs(changes.groups) do
     if #group.places > 0 then write_group(changes, group, stored) end
-  end
-  for _, stamp in ipairs(changes.stamps) do
-    for _, each in ipairs(stamp.counted) do count(changes, each.key, each.field, each.by * stamp.n) end
   end
   if #stored > 0 then redis.call('HSET', changes.items, unpack(stored)) end
   for _, key in ipairs(changes.zrem_keys) do

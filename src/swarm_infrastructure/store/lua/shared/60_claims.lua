@@ -92,13 +92,12 @@ end
 
 -- held_stamp: items of this lane and state become an agent's claims. `claimable(lane)` was asked before.
 local function held_stamp(changes, context, lane, state, agent, token)
-  local held = copy_state(state)
-  held.origin, held.holder, held.token, held.status = lane.status, agent, token, lane.becomes
-  held.attempts = plus(held.attempts, 1)
-  held.version = plus(held.version, 1)
-  local stamp = stamp_of(changes, held, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+  local version, attempts = plus(state.version, 1), plus(state.attempts, 1)
+  local text = pack_state(state.section, lane.becomes, state.requires, version, attempts, state.crashes, token, agent,
+    lane.status, state.endings)
+  local stamp = stamp_of(changes, text, version, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
   stamp.into = entrants(changes, lane.timed)
-  count_each(stamp, context.held, agent, 1)
+  stamp.counted = { context.held, agent, 1 }
   return stamp
 end
 
