@@ -52,12 +52,13 @@ end
 -- reap: take back what ran out, at most `limit` items: leases (a crash each) and delays (nothing but their time).
 -- Writes. Returns how many leases ended.
 local function reap(context, lanes, limit)
-  local changes = collect_changes(context.items, context.events, context.counts)
+  local changes
   context.lapsed = {}
   for _, lane in ipairs(lanes) do
     local scored, due, ends_ms = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'WITHSCORES', 'LIMIT', 0, limit), {}, {}
     for i = 1, #scored, 2 do due[#due + 1], ends_ms[#ends_ms + 1] = scored[i], tonumber(scored[i + 1]) end
     if #due > 0 then
+      changes = changes or collect_changes(context.items, context.events, context.counts)
       local packed = redis.call('HMGET', context.items, unpack(due))
       for i, id in ipairs(due) do
         local record = unpack_record(packed[i])
@@ -74,7 +75,7 @@ local function reap(context, lanes, limit)
       if limit <= 0 then break end
     end
   end
-  write_changes(changes)
+  if changes then write_changes(changes) end
   for _, row in ipairs(context.lapsed) do
     remember_error(context.errors, row.id, string.format(
       '{"at_ms":%.0f,"late_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
