@@ -255,10 +255,10 @@ DETAILS = {
     "submit_delay": ("submit.lua", "delay_ms ~= '0' and target.ready", "false"),
     "submit_delay_where_ready": ("submit.lua", "delay_ms ~= '0' and target.ready", "delay_ms ~= '0'"),
     "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
-    "claim_priority": ("40_record.lua", "return priority .. zeros", "return '0' .. zeros"),
+    "claim_priority": ("40_record.lua", "return priority .. (", "return '0' .. ("),
     "claim_order": (
         "40_record.lua",
-        "zeros[#seq] .. seq",
+        "(zeros[#seq] or '') .. seq",
         "'000000000000000'",
     ),
     "claim_order_over_lanes": ("claim.lua", "scores[k] < scores[first]", "scores[k] > scores[first]"),

@@ -70,10 +70,11 @@ local function pop(lanes, n)
   if #full == 1 then
     ids = redis.call('ZRANGE', full[1].line, 0, n - 1)
     for i = 1, #ids do from[i] = full[1] end
+    many[full[1]] = #ids
   else
     ids, from = merge(full, n)
+    for _, lane in ipairs(from) do many[lane] = (many[lane] or 0) + 1 end
   end
-  for _, lane in ipairs(from) do many[lane] = (many[lane] or 0) + 1 end
   for lane, taken in pairs(many) do redis.call('ZREMRANGEBYRANK', lane.line, 0, taken - 1) end
   return ids, from
 end
@@ -147,8 +148,8 @@ local function claim(keys, argv)
   local ids, from = pop(lanes, wanted)
   local records = #ids > 0 and redis.call('HMGET', context.items, unpack(ids)) or {}
   local known, previous, owns, states, sound, many = {}, {}, {}, {}, {}, 0
-  for i, text in ipairs(records) do
-    local event, own, _, _, rest = split_record(text)
+  for i = 1, #ids do
+    local event, own, _, _, rest = split_record(records[i])
     local state = event and state_of(known, rest)
     if state and state.holder == '' and state.lane == from[i].name then -- guard: claim_forged
       previous[i], owns[i], states[i] = event, own, state
@@ -161,8 +162,9 @@ local function claim(keys, argv)
   token = many > 0 and next_token(keys[6], now_us) or ''
   local hands, receipts, written = deal(agents, sound), {}, {}
   for i, agent in ipairs(agents) do
-    local stamps, first = {}, changes.n + 1
-    for _, k in ipairs(hands[i]) do
+    local hand, stamps, first = hands[i], {}, changes.n + 1
+    for j = 1, #hand do
+      local k = hand[j]
       local state = states[k]
       local stamp = stamps[state]
       if not stamp then

@@ -135,7 +135,8 @@ local function end_group(context, keys, argv, group, answers)
   local changes, ended, texts, results = context.changes, context.ended, context.texts, context.results
   local records = redis.call('HMGET', keys[2], unpack(group.ids))
   local ends, completes, n, at = read_ends(context, group), group.kind == 'complete', #answers, group.first
-  for i, id in ipairs(group.ids) do
+  for i = 1, #group.ids do
+    local id = group.ids[i]
     local token, version, payload, result = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4]
     local event, own, priority, seq, text = split_record(records[i])
     text = ended[id] or text -- guard: end_twice

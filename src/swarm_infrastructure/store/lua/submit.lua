@@ -92,7 +92,8 @@ local function submit(keys, argv)
   local seq = tonumber(redis.call('GET', keys[6]) or 0)
 
   local at, n = 4, 0
-  for row, id in ipairs(ids) do
+  for row = 1, #ids do
+    local id = ids[row]
     local index, priority, delay_ms, mark, life_ms = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], argv[at + 5]
     local payload = argv[at + 6]
     local target = targets[index] or read_target(rules, keys, index)

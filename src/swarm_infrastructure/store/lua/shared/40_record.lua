@@ -92,5 +92,5 @@ local zeros = { [15] = '' }
 for n = 14, 1, -1 do zeros[n] = zeros[n + 1] .. '0' end
 
 local function score_of(priority, seq)
-  return priority .. zeros[#seq] .. seq
+  return priority .. (zeros[#seq] or '') .. seq
 end

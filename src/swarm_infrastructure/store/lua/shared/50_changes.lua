@@ -107,10 +107,11 @@ end
 
 -- write_event: one entry for the items of a group, and what they add to counters. Returns its id.
 local function write_event(changes, group)
-  local ids, stamps, previous, rows = changes.ids, changes.stamp_of, changes.previous, {}
-  local first, many = stamps[group.places[1]], {}
+  local ids, stamps, previous, places, rows = changes.ids, changes.stamp_of, changes.previous, group.places, {}
+  local first, many = stamps[places[1]], {}
   local stamp, before
-  for i, n in ipairs(group.places) do
+  for i = 1, #places do
+    local n = places[i]
     many[stamps[n]] = (many[stamps[n]] or 0) + 1
     if stamps[n] == stamp and previous[n] == before then
       rows[i] = ids[n]
@@ -147,8 +148,9 @@ local function write_group(changes, group, stored)
   local event = write_event(changes, group)
   if group.to ~= '' then
     local ids, stamps, previous, owns, texts = changes.ids, changes.stamp_of, changes.previous, changes.owns, changes.texts
-    local start, at, byte = event .. '|', #stored, string.byte
-    for _, n in ipairs(group.places) do
+    local start, at, byte, places = event .. '|', #stored, string.byte, group.places
+    for i = 1, #places do
+      local n = places[i]
       local own = owns[n]
       if byte(own) == BAR and previous[n] ~= '' then own = (string.match(previous[n], '^%d+') or '') .. own end
       local text = start .. own .. '|' .. stamps[n].text
