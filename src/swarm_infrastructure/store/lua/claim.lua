@@ -190,7 +190,9 @@ local function claim(keys, argv)
     local rows, at = {}, 0
     for _ = 1, #hands[i] do
       n = n + 1
-      rows[at + 1], rows[at + 2], rows[at + 3] = changes.ids[n], changes.texts[n], payloads[n]
+      rows[at + 1] = changes.ids[n]
+      rows[at + 2] = changes.texts[n]
+      rows[at + 3] = payloads[n]
       at = at + 3
     end
     answer[i] = agent.gate or rows

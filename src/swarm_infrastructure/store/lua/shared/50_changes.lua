@@ -80,7 +80,8 @@ local function press(changes, stamp, id, previous, own, score)
   if out then out[#out + 1] = id end
   if into then
     local last = #into
-    into[last + 1], into[last + 2] = score, id
+    into[last + 1] = score
+    into[last + 2] = id
   end
 end
 
@@ -154,7 +155,9 @@ local function write_group(changes, group, stored)
       local own = owns[n]
       if byte(own) == BAR and previous[n] ~= '' then own = (string.match(previous[n], '^%d+') or '') .. own end
       local text = start .. own .. '|' .. stamps[n].text
-      texts[n], stored[at + 1], stored[at + 2] = text, ids[n], text
+      texts[n] = text
+      stored[at + 1] = ids[n]
+      stored[at + 2] = text
       at = at + 2
     end
   end
