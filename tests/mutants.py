@@ -94,7 +94,7 @@ class Mutant:
 ASKED = "if not claimable(context.rules, lane) then return { 'place', lane.name } end"
 EDITS = {
     "lane_twice": ("not known[line]", "true"),
-    "claim_forged": ("record.holder == '' and lane_of(record) == one.lane.name", "true"),
+    "claim_forged": ("state.holder == '' and state.lane == from[i].name", "true"),
     "reap_forged": (
         "not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name",
         "not record",
@@ -105,8 +105,7 @@ EDITS = {
     "ledger_dropped": ("counters[i]", "true"),
     "prune_item": (" or redis.call('HEXISTS', keys[4], task) == 1", ""),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
-    "fail_worn_out": (" or worn_out(rules.limits(record.section), record)", ""),
-    "end_twice": ("seen[claim.id] or ", ""),
+    "fail_worn_out": (" or worn_out(rules.limits(state.section), state)", ""),
     # the condition also learns what a claim makes of the items
     "claim_place": (ASKED, "claimable(context.rules, lane)"),
     "reap_place": (ASKED, "claimable(context.rules, lane)"),
@@ -123,9 +122,9 @@ EDITS = {
 NEXT_TOKEN = "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)"
 RESETS = "if kind == 'moved' or kind == 'released' then record.attempts"
 CRASH, VERSION = "record.crashes = plus(record.crashes, 1)", "record.version = plus(record.version, 1)"
-ATTEMPT = "record.attempts = plus(record.attempts, 1)"
+CLAIMED = "local version, attempts = plus(state.version, 1), plus(state.attempts, 1)"
 GATES = "found[2 * i] or found[2 * i + 1] or found[1]"
-ENDED_TOKEN = "record.token ~= claim.token or record.holder == ''"
+ENDED_TOKEN = "state.token ~= token or state.holder == ''"
 HELD_TOKEN = "record.token ~= token or record.holder == ''"
 
 # No guards, but what they rest on: (file, what is there, what to put for it)
@@ -147,7 +146,11 @@ DETAILS = {
     "base_hand_back": ("trim_events.lua", "math.max(0, state.attempts - 1)", "state.attempts"),
     "base_resets": ("trim_events.lua", "if RESETS[kind] then", "if false then"),
     "base_end": ("trim_events.lua", "state.holder = ''\n  end", "end"),
-    "base_row": ("trim_events.lua", "row[3] or event.agent, row[4] or event.token", "event.agent, event.token"),
+    "base_row": (
+        "trim_events.lua",
+        "row[4] ~= '' and row[4] or event.agent, row[4] ~= '' and row[5] or event.token",
+        "event.agent, event.token",
+    ),
     "base_gone": ("trim_events.lua", "redis.call('HDEL', context.base, unpack(gone))", "local _"),
     "base_misfit_version": ("trim_events.lua", " and plus(state.version, 1) == version", ""),
     "base_misfit_lane": ("trim_events.lua", " and state.lane == event.from", ""),
@@ -157,8 +160,8 @@ DETAILS = {
     "ledger_corrected_kept": ("trim_ledger.lua", "was[4] = math.max(was[4], sum[4])", "was[4] = sum[4]"),
     "prune_base": ("prune_counters.lua", "redis.call('HDEL', keys[3], unpack(gone))", "local _"),
     # halves of conditions
-    "end_token_only": ("end_claims.lua", ENDED_TOKEN, "record.token ~= claim.token"),
-    "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "record.holder == ''"),
+    "end_token_only": ("end_claims.lua", ENDED_TOKEN, "state.token ~= token"),
+    "end_holder_only": ("end_claims.lua", ENDED_TOKEN, "state.holder == ''"),
     "held_token_only": ("60_claims.lua", HELD_TOKEN, "record.token ~= token"),
     "held_holder_only": ("60_claims.lua", HELD_TOKEN, "record.holder == ''"),
     # what is recorded for an item, and how a backend does
@@ -185,8 +188,8 @@ DETAILS = {
     "checkpoint_own_stage": ("keep_checkpoint.lua", "not mine and n >= ", "n >= "),
     "change_release_status": ("change_item.lua", "(record.status ~= rules.quarantine() or ", "("),
     "change_release_ready": ("change_item.lua", " or rules.place(section, status) == '-')", ")"),
-    "claim_forged_holder": ("claim.lua", "record.holder == '' and lane_of(record)", "lane_of(record)"),
-    "claim_forged_lane": ("claim.lua", " and lane_of(record) == one.lane.name then", " then"),
+    "claim_forged_holder": ("claim.lua", "state.holder == '' and state.lane", "state.lane"),
+    "claim_forged_lane": ("claim.lua", " and state.lane == from[i].name then", " then"),
     "item_repeat_lease": ("claim_item.lua", " and due_ms > now_ms then -- guard: item_repeat", " then"),
     "item_repeat_token": ("claim_item.lua", "ask == request and given == record.token", "ask == request"),
     "claim_repeat_place": ("claim.lua", "tonumber(place) == i and ", ""),
@@ -195,25 +198,29 @@ DETAILS = {
     "dedup_lifetime": ("submit.lua", "tonumber(ends_ms) > context.now_ms", "true"),
     "delete_mark": ("delete_item.lua", "redis.call('HDEL', keys[6], record.dedup)", "local _"),
     "end_first_answer_quarantined": ("end_claims.lua", " or (kind == 'fail' and ending == 'quarantined')", ""),
-    "end_answers_remembered": ("end_claims.lua", "ending .. ',' .. string.match(record.endings, '^[^,]*')", "ending"),
+    "end_answers_remembered": ("end_claims.lua", "endings .. ',' .. string.match(state.endings, '^[^,]*')", "endings"),
     "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
     "board_clock": ("register_board.lua", "if offset then", "if false then"),
     # counters
     "end_crash_counted": ("60_claims.lua", CRASH, "local _"),
-    "claim_attempt_counted": ("60_claims.lua", ATTEMPT, "local _"),
-    "claim_version_counted": ("60_claims.lua", f"{ATTEMPT}\n  {VERSION}", ATTEMPT),
+    "claim_attempt_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.attempts, 1)", "state.attempts")),
+    "claim_version_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.version, 1)", "state.version")),
     "reap_version_counted": ("60_claims.lua", f"{CRASH}\n  {VERSION}", CRASH),
-    "end_version_counted": ("end_claims.lua", VERSION, "local _"),
+    "end_version_counted": (
+        "end_claims.lua",
+        "local version, attempts, crashes = plus(state.version, 1)",
+        "local version, attempts, crashes = state.version",
+    ),
     "change_version_counted": ("change_item.lua", VERSION, "local _"),
     "delete_version_counted": ("delete_item.lua", VERSION, "local _"),
-    "end_hand_back_not_counted": ("end_claims.lua", "tonumber(record.attempts) - 1", "tonumber(record.attempts)"),
-    "end_complete_resets": ("end_claims.lua", "record.attempts, record.crashes = '0', '0'", "local _"),
+    "end_hand_back_not_counted": ("end_claims.lua", "tonumber(attempts) - 1", "tonumber(attempts)"),
+    "end_complete_resets": ("end_claims.lua", "attempts, crashes = '0', '0'", "local _"),
     "change_move_resets": ("change_item.lua", RESETS, "if kind == 'released' then record.attempts"),
     "change_release_resets": ("change_item.lua", RESETS, "if kind == 'moved' then record.attempts"),
-    "claim_held_counted": ("60_claims.lua", "count(changes, context.held, agent, 1)", "local _"),
+    "claim_held_counted": ("60_claims.lua", "stamp.counted = { context.held, agent, 1 }", "local _"),
     "reap_held_counted": ("60_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
-    "end_held_counted": ("end_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
-    "end_tallied": ("end_claims.lua", "count(changes, context.tallies, agent .. '|' .. kind, 1)", "local _"),
+    "end_held_counted": ("end_claims.lua", "context.held, agent, -1, ", ""),
+    "end_tallied": ("end_claims.lua", ", context.tallies, agent .. '|' .. kind, 1 }", " }"),
     "claim_most_in_call": ("claim.lua", "promised[agent.id] = (promised[agent.id] or 0) + agent.n", "local _"),
     "reap_lateness_told": ("60_claims.lua", "late_ms = context.now_ms - ended_ms", "late_ms = 0"),
     "reap_limit": ("60_claims.lua", "limit = limit - #due", "local _"),
@@ -222,31 +229,43 @@ DETAILS = {
     "fail_errors_bounded": ("50_changes.lua", "while #text > ERROR_BYTES do", "while false do"),
     "submit_created_kept": (
         "50_changes.lua",
-        "if record.created_ms == '' and record.event ~= '' then",
+        "if byte(own) == BAR and previous[n] ~= '' then",
         "if false then",
     ),
+    "counted_for_each": ("50_changes.lua", "counted[i + 2] * times", "counted[i + 2]"),
+    # what items have in common
+    "event_rows_alike": ("50_changes.lua", "if stamps[n] == stamp and previous[n] == before then", "if i > 1 then"),
+    "event_rows_one_stamp": ("50_changes.lua", "if stamps[n] == stamp and previous", "if previous"),
+    "event_rows_one_event": (
+        "50_changes.lua",
+        "stamps[n] == stamp and previous[n] == before then",
+        "stamps[n] == stamp then",
+    ),
+    "end_ends_read": ("end_claims.lua", "redis.call('ZCOUNT', group.from.timed, '-inf', context.now_ms) == 0", "true"),
     # places
+    "claim_leaves_line": ("claim.lua", "redis.call('ZREMRANGEBYRANK', lane.line, 0, taken - 1)", "local _"),
+    "claim_leaves_each_line": ("claim.lua", "many[lane] = (many[lane] or 0) + 1", "many[lane] = 1"),
     "reap_leaves_timed": (
         "60_claims.lua",
         "  take_out(changes, lane.timed, id)\n  put_in(changes, line,",
         "  put_in(changes, line,",
     ),
-    "end_leaves_timed": ("end_claims.lua", "take_out(changes, group.from.timed, claim.id)", "local _"),
+    "end_leaves_timed": ("end_claims.lua", "stamp.out = leavers(changes, group.from.timed)", "local _"),
     "end_delay": ("end_claims.lua", "if lane.ready and delay_ms > 0 then", "if false then"),
-    "submit_delay": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if false then"),
-    "submit_delay_where_ready": ("submit.lua", "if delay_ms ~= '0' and target.ready then", "if delay_ms ~= '0' then"),
+    "submit_delay": ("submit.lua", "delay_ms ~= '0' and target.ready", "false"),
+    "submit_delay_where_ready": ("submit.lua", "delay_ms ~= '0' and target.ready", "delay_ms ~= '0'"),
     "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
-    "claim_priority": ("40_record.lua", "return record.priority .. string.sub", "return '0' .. string.sub"),
+    "claim_priority": ("40_record.lua", "return priority .. (", "return '0' .. ("),
     "claim_order": (
         "40_record.lua",
-        "string.sub('000000000000000', #record.seq + 1) .. record.seq",
+        "(zeros[#seq] or '') .. seq",
         "'000000000000000'",
     ),
-    "claim_order_over_lanes": ("claim.lua", "a.score < b.score or", "a.score > b.score or"),
+    "claim_order_over_lanes": ("claim.lua", "scores[k] < scores[first]", "scores[k] > scores[first]"),
     "claim_dealt_in_turn": (
         "claim.lua",
-        "if #hands[i] < agent.n and next_one <= #taken then",
-        "while #hands[i] < agent.n and taken[next_one] do",
+        "if round <= agent.n and next_one <= many then\n        hands[i][round]",
+        "while #hands[i] < agent.n and next_one <= many do\n        hands[i][#hands[i] + 1]",
     ),
     # tokens
     "token_after_the_last": ("60_claims.lua", NEXT_TOKEN, "now_us"),

@@ -81,8 +81,8 @@ class Shop:
 
 
 FIELDS = (
-    "section", "status", "requires", "priority", "version", "seq", "attempts", "crashes", "token", "holder", "origin",
-    "event", "created_ms", "request", "endings", "dedup",
+    "event", "created_ms", "priority", "seq", "request", "dedup", "section", "status", "requires", "version", "attempts",
+    "crashes", "token", "holder", "origin", "endings",
 )  # fmt: skip
 
 
@@ -331,7 +331,7 @@ async def a_holder_exchanged(shop: Shop) -> None:
 
 @forgery("I7", "held")
 async def a_token_exchanged(shop: Shop) -> None:
-    await shop.forge("held", token=int((await shop.record("held"))[8]) - 1)
+    await shop.forge("held", token=int((await shop.record("held"))[FIELDS.index("token")]) - 1)
 
 
 @forgery("I7", "first")
@@ -402,7 +402,7 @@ async def an_item_out_of_attempts_that_is_offered(shop: Shop) -> None:
 
 @forgery("I12", "worn")
 async def a_claim_out_of_quarantine(shop: Shop) -> None:
-    token = int((await shop.record("worn"))[8]) + 1
+    token = int((await shop.record("worn"))[FIELDS.index("token")]) + 1
     await shop.forge_event("claimed", "worn", QUARANTINE, PACKING, token=token, agent="bob")
     event = await shop.blackboard.events.last_id()
     await shop.forge("worn", status="packing", origin="new", holder="bob", token=token, version=4, event=event)

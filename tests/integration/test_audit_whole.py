@@ -35,8 +35,8 @@ BOARD = Board(
 )
 NEW, MILLING = "grain/new/", "grain/milling/"
 RECORD = (
-    "section", "status", "requires", "priority", "version", "seq", "attempts", "crashes", "token", "holder", "origin",
-    "event", "created_ms", "request", "endings", "dedup",
+    "event", "created_ms", "priority", "seq", "request", "dedup", "section", "status", "requires", "version", "attempts",
+    "crashes", "token", "holder", "origin", "endings",
 )  # fmt: skip
 namespaces = (f"whole{n}" for n in itertools.count())
 

@@ -559,19 +559,9 @@ async def test_a_claim_with_bad_input_is_refused_before_anything_happens(
 async def forge(board: Blackboard, item_id: str, **fields: str) -> None:
     """Change fields of an item's record behind the functions' back."""
     names = [
-        "section",
-        "status",
-        "requires",
-        "priority",
-        "version",
-        "seq",
-        "attempts",
-        "crashes",
-        "token",
-        "holder",
-        "origin",
-        "event",
-    ]
+        "event", "created_ms", "priority", "seq", "request", "dedup", "section", "status", "requires", "version", "attempts",
+        "crashes", "token", "holder", "origin", "endings",
+    ]  # fmt: skip
     parts = (await board.store.command("HGET", board.keys.items, item_id)).decode().split("|")
     for name, value in fields.items():
         parts[names.index(name)] = value
@@ -590,6 +580,8 @@ FORGERIES: dict[str, dict[str, str]] = {
     "section": {"section": "nowhere"},
     "requires": {"requires": "script"},
     "holder": {"holder": "somebody"},
+    "created": {"created_ms": "long ago"},
+    "dedup": {"dedup": "a|b"},
 }
 
 

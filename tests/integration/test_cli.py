@@ -609,7 +609,7 @@ def test_an_audit_of_a_forged_board_is_1_and_names_the_item(seeded: Seeded) -> N
     async def forge(board: Blackboard) -> None:
         record = await board.store.command("HGET", board.keys.items, "ready-1")
         fields = record.decode().split("|")
-        fields[4] = "99"  # its version
+        fields[9] = "99"  # its version
         await board.store.command("HSET", board.keys.items, "ready-1", "|".join(fields))
         await board.store.command("HSET", board.keys.rules, "step|waiting|done", "1")
 

@@ -390,6 +390,36 @@ async def test_an_ending_after_the_lease_is_refused_and_changes_nothing(
     assert await snapshot(board.store) == before
 
 
+async def test_of_claims_that_end_together_those_whose_lease_ran_out_are_refused(
+    board: Blackboard, clock: ManualClock
+) -> None:
+    late = await given_claim(board, "late")
+    await clock.advance(s=20)
+    early = await given_claim(board, "early")
+    await clock.advance(s=10)
+
+    answers = await asyncio.gather(board.complete(late.claim), board.complete(early.claim), return_exceptions=True)
+
+    assert isinstance(answers[0], ClaimLostError)
+    assert not isinstance(answers[1], BaseException)
+    assert [(await board.get(each)).status for each in ("late", "early")] == ["active", "done"]
+
+
+@pytest.mark.parametrize("another_ran_out", [False, True])
+async def test_a_claim_that_fell_out_of_the_leases_is_ended_as_its_record_says_and_the_board_is_whole_again(
+    board: Blackboard, clock: ManualClock, another_ran_out: bool
+) -> None:
+    if another_ran_out:
+        await given_claim(board, "another")
+        await clock.advance(s=31)
+    claimed = await given_claim(board, "a")
+    await board.store.command("ZREM", board.keys.lane("jobs/waiting/").timed, "a")
+
+    await board.complete(claimed.claim)
+
+    assert (await board.get("a")).status == "done"
+
+
 @each_ending
 async def test_an_ending_by_one_whose_item_somebody_else_holds_is_refused(
     board: Blackboard, clock: ManualClock, end: Do

@@ -69,6 +69,29 @@ async def test_an_item_remembers_when_it_was_submitted(board: Blackboard) -> Non
     assert claimed.item.changed_ms == last.at_ms > first.at_ms
 
 
+async def test_what_the_items_of_an_entry_have_in_common_is_said_once(board: Blackboard) -> None:
+    await given_items(board, *"abc")
+    await given_items(board, *"de")
+    await board.update("jobs", "e", {"x": 1})
+    lanes = board.claims.lanes("jobs")
+    await board.claims.claim(
+        *(
+            ClaimRequest(agent_id=agent, role="", lanes=lanes, most=most, lease_s=30)
+            for agent, most in (("w1", 3), ("w2", 2))
+        )
+    )
+
+    [(entry, fields)] = await board.store.command("XREVRANGE", board.keys.events, "+", "-", "COUNT", 1)
+    claimed = [event for event in await whole_log(board) if event.id == entry.decode()]
+    first, second, third = [(await board.history(each))[-1].previous for each in "ade"]
+    token = claimed[0].token
+
+    assert fields[b"items"].decode() == f"a 2 {first},c,e 3 {third},b 2 {first} w2 {token},d 2 {second} w2 {token}"
+    assert [(event.item, event.version, event.previous, event.agent) for event in claimed] == [
+        ("a", 2, first, "w1"), ("c", 2, first, "w1"), ("e", 3, third, "w1"), ("b", 2, first, "w2"), ("d", 2, second, "w2"),
+    ]  # fmt: skip
+
+
 async def test_items_that_change_alike_share_an_entry_and_each_has_its_own_history(board: Blackboard) -> None:
     await given_items(board, *"abc")
     claimed = await board.claim("jobs", "w1", most=3)

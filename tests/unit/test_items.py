@@ -22,7 +22,7 @@ from swarm_infrastructure.blackboard.items import (
 from swarm_infrastructure.errors import InvalidInputError
 
 RECORD = (
-    "jobs|active|script|3|7|12|2|1|1795000000000001|worker_1|waiting|1795000000123-4|1795000000000|req|12:failed:6|hash"
+    "1795000000123-4|1795000000000|3|12|req|hash|jobs|active|script|7|2|1|1795000000000001|worker_1|waiting|12:failed:6"
 )
 
 
@@ -42,7 +42,7 @@ def test_a_record_is_read_field_by_field() -> None:
 
 
 def test_an_item_that_nobody_touched_yet_was_created_when_it_changed_last() -> None:
-    item = read("jobs|waiting||2|1|1|0|0||||1795000000123-0||req||")
+    item = read("1795000000123-0||2|1|req||jobs|waiting||1|0|0||||")
 
     assert (item.created_ms, item.changed_ms, item.token, item.holder) == (1795000000123, 1795000000123, 0, "")
     assert (item.lane, item.claimed_from) == ("jobs/waiting/", "jobs/waiting/")

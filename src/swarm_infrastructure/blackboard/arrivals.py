@@ -108,7 +108,7 @@ class Arrivals:
         if not self._waiting:
             return
         for row in fields.get(b"items", b"").split(b","):
-            for each in self._waiting.get(row[: row.find(b" ")], ()):
+            for each in self._waiting.get(row.partition(b" ")[0], ()):
                 _wake(each)
 
     def _stop(self) -> None:

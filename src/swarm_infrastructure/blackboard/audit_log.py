@@ -34,7 +34,7 @@ from .lifecycle import Board
 __all__ = ["audit_log"]
 
 PAGE = 1000
-ENDINGS = 14  # the field of a record that names the last two claims that ended
+ENDINGS = 15  # the field of a record that names the last two claims that ended
 LATE_MS = 1000  # I4: how long after its end a lease may be taken back, while agents live
 
 

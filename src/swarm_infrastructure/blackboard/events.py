@@ -1,7 +1,8 @@
 """The board's log: one small event for each change, written in the same function as the change.
 
 An entry of the stream may carry many items that changed alike. Each item's row names its version and its previous
-event, so that an item's history is read backwards in as many steps as it has events, without a scan.
+event, so that an item's history is read backwards in as many steps as it has events, without a scan. Where these are
+the same as in the row before, the row is nothing but the item's id.
 
 The log is trimmed (see ``retention``). What the events that went made of an item stays in the *base*: base and log
 together give the live state, as the whole log would. An event of kind ``truncated`` and of no item says how much went.
@@ -105,8 +106,11 @@ def read_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Event
     facts = {field.decode(): value.decode() for field, value in fields.items()}
     try:
         rows = facts["items"].split(",") if facts["kind"] != TRUNCATED else [" 0 "]
+        said: list[str] = []
         for row in rows:
-            item, version, previous, *other = row.split(" ")
+            item, *more = row.split(" ")
+            said = more or said  # a row of nothing but an id says the same as the row before it
+            version, previous, *other = said
             agent, token = other or (facts["agent"], facts["token"])
             yield Event(
                 id=name,

@@ -92,8 +92,8 @@ def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: 
     try:
         text = record.decode() if isinstance(record, bytes) else record
         (
-            section, status, requires, priority, version, seq, attempts, crashes, token, holder, origin, event,
-            created_ms, _request, _endings, content_hash,
+            event, created_ms, priority, seq, _request, content_hash,
+            section, status, requires, version, attempts, crashes, token, holder, origin, _endings,
         ) = text.split("|")  # fmt: skip
         event_ms = int(event.partition("-")[0] or 0)
         item = Item(

@@ -64,7 +64,7 @@ local function change_item(keys, argv)
       if ready and delay_ms > 0 then
         put_in(changes, keys[10], whole(now_ms + delay_ms), id)
       else
-        put_in(changes, keys[9], score_of(record), id, ready and keys[11] or nil)
+        put_in(changes, keys[9], score_of(record.priority, record.seq), id, ready and keys[11] or nil)
       end
     end
     change(changes, id, record, kind, before, to, argv[5], '', argv[6], argv[7])

@@ -39,25 +39,44 @@ local function repeated(context, lanes, agents, request)
   return again, answer, ends_ms
 end
 
--- pop: up to n ids from several lines, smallest score first.
+-- merge: up to n ids from several lines, smallest score first, and the lane of each.
+local function merge(lanes, n)
+  local ids, from, rows, at, scores = {}, {}, {}, {}, {}
+  for k, lane in ipairs(lanes) do
+    rows[k], at[k] = redis.call('ZRANGE', lane.line, 0, n - 1, 'WITHSCORES'), 1
+    scores[k] = tonumber(rows[k][2])
+  end
+  while #ids < n do
+    local first
+    for k = 1, #lanes do
+      if scores[k] and (not first or scores[k] < scores[first]) then first = k end
+    end
+    if not first then break end
+    ids[#ids + 1], from[#from + 1] = rows[first][at[first]], lanes[first]
+    at[first] = at[first] + 2
+    scores[first] = tonumber(rows[first][at[first] + 1])
+  end
+  return ids, from
+end
+
+-- pop: take up to n ids out of several lines, smallest score first. Returns them, and the lane of each.
+-- Redis takes longer to print a score than to find its item, so that scores are asked for only where lines are to be merged.
 local function pop(lanes, n)
-  if #lanes == 1 then
-    local popped, taken = redis.call('ZPOPMIN', lanes[1].line, n), {}
-    for i = 1, #popped, 2 do taken[#taken + 1] = { id = popped[i], lane = lanes[1] } end
-    return taken
-  end
-  local offered = {}
+  local full, ids, from, many = {}, nil, {}, {}
   for _, lane in ipairs(lanes) do
-    local row = redis.call('ZRANGE', lane.line, 0, n - 1, 'WITHSCORES')
-    for i = 1, #row, 2 do offered[#offered + 1] = { id = row[i], score = tonumber(row[i + 1]), lane = lane } end
+    if redis.call('EXISTS', lane.line) == 1 then full[#full + 1] = lane end
   end
-  table.sort(offered, function(a, b) return a.score < b.score or (a.score == b.score and a.id < b.id) end)
-  local taken = {}
-  for i = 1, math.min(n, #offered) do
-    taken[i] = offered[i]
-    redis.call('ZREM', offered[i].lane.line, offered[i].id)
+  if n == 0 or #full == 0 then return {}, {} end
+  if #full == 1 then
+    ids = redis.call('ZRANGE', full[1].line, 0, n - 1)
+    for i = 1, #ids do from[i] = full[1] end
+    many[full[1]] = #ids
+  else
+    ids, from = merge(full, n)
+    for _, lane in ipairs(from) do many[lane] = (many[lane] or 0) + 1 end
   end
-  return taken
+  for lane, taken in pairs(many) do redis.call('ZREMRANGEBYRANK', lane.line, 0, taken - 1) end
+  return ids, from
 end
 
 local function read_agents(context, argv)
@@ -82,14 +101,15 @@ local function read_agents(context, argv)
   return agents, wanted
 end
 
--- deal: hand the popped items round, so that no agent gets two while another has none.
+-- deal: hand what was taken round, so that no agent gets two while another has none.
 local function deal(agents, taken)
-  local hands, next_one = {}, 1
+  local hands, next_one, many, round = {}, 1, #taken, 0
   for i = 1, #agents do hands[i] = {} end
-  while next_one <= #taken do
+  while next_one <= many do
+    round = round + 1
     for i, agent in ipairs(agents) do
-      if #hands[i] < agent.n and next_one <= #taken then
-        hands[i][#hands[i] + 1] = taken[next_one]
+      if round <= agent.n and next_one <= many then
+        hands[i][round] = taken[next_one]
         next_one = next_one + 1
       end
     end
@@ -125,34 +145,39 @@ local function claim(keys, argv)
   local token, answer, ended_ms = repeated(context, lanes, agents, request)
   if token then return { 'claimed', token, ended_ms or ends_ms, whole(now_ms), next_due(lanes), unpack(answer) } end
 
-  local taken = wanted > 0 and pop(lanes, wanted) or {}
-  local ids, whole_ones = {}, {}
-  for i, one in ipairs(taken) do ids[i] = one.id end
-  local packed = #ids > 0 and redis.call('HMGET', context.items, unpack(ids)) or {}
-  for i, one in ipairs(taken) do
-    local record = unpack_record(packed[i])
-    if record and record.holder == '' and lane_of(record) == one.lane.name then -- guard: claim_forged
-      one.record = record
-      whole_ones[#whole_ones + 1] = one
+  local ids, from = pop(lanes, wanted)
+  local records = #ids > 0 and redis.call('HMGET', context.items, unpack(ids)) or {}
+  local known, previous, owns, states, sound, many = {}, {}, {}, {}, {}, 0
+  for i = 1, #ids do
+    local event, own, _, _, rest = split_record(records[i])
+    local state = event and state_of(known, rest)
+    if state and state.holder == '' and state.lane == from[i].name then -- guard: claim_forged
+      previous[i], owns[i], states[i] = event, own, state
+      many = many + 1
+      sound[many] = i
     end -- else it is torn or forged, and left to `swarm audit`
   end
 
   local changes = collect_changes(context.items, context.events, context.counts)
-  local hands = deal(agents, whole_ones)
-  token = #whole_ones > 0 and next_token(keys[6], now_us) or ''
-  local receipts = {}
+  token = many > 0 and next_token(keys[6], now_us) or ''
+  local hands, receipts, written = deal(agents, sound), {}, {}
   for i, agent in ipairs(agents) do
-    local names = {}
-    for j, one in ipairs(hands[i]) do
-      hold(changes, context, one.lane, one.id, one.record, agent.id, token, ends_ms)
-      names[j] = i .. ':' .. one.id
+    local hand, stamps, first = hands[i], {}, changes.n + 1
+    for j = 1, #hand do
+      local k = hand[j]
+      local state = states[k]
+      local stamp = stamps[state]
+      if not stamp then
+        stamp = held_stamp(changes, context, from[k], state, agent.id, token)
+        stamps[state] = stamp
+      end
+      press(changes, stamp, ids[k], previous[k], owns[k], ends_ms)
     end
-    if #names > 0 then
-      local row = receipts[agent.id] or request .. ' ' .. token
-      receipts[agent.id] = row .. ' ' .. table.concat(names, ' ')
+    if changes.n >= first then
+      local place = ' ' .. i .. ':'
+      receipts[agent.id] = (receipts[agent.id] or request .. ' ' .. token) .. place .. table.concat(changes.ids, place, first)
     end
   end
-  local written = {}
   for id, row in pairs(receipts) do
     written[#written + 1] = id
     written[#written + 1] = row
@@ -160,12 +185,15 @@ local function claim(keys, argv)
   if #written > 0 then redis.call('HSET', context.receipts, unpack(written)) end
   write_changes(changes)
 
-  local payloads = #ids > 0 and redis.call('HMGET', context.payloads, unpack(ids)) or {}
-  for i, one in ipairs(taken) do one.payload = payloads[i] end
+  local payloads, n = changes.n > 0 and redis.call('HMGET', context.payloads, unpack(changes.ids)) or {}, 0
   for i, agent in ipairs(agents) do
-    local rows = {}
-    for j, one in ipairs(hands[i]) do
-      rows[3 * j - 2], rows[3 * j - 1], rows[3 * j] = one.id, one.record.text, one.payload
+    local rows, at = {}, 0
+    for _ = 1, #hands[i] do
+      n = n + 1
+      rows[at + 1] = changes.ids[n]
+      rows[at + 2] = changes.texts[n]
+      rows[at + 3] = payloads[n]
+      at = at + 3
     end
     answer[i] = agent.gate or rows
   end

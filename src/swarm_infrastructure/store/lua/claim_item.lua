@@ -41,9 +41,9 @@ local function claim_item(keys, argv)
   local changes = collect_changes(context.items, context.events, context.counts)
   local token = next_token(keys[6], now_us)
   redis.call('ZREM', lane.line, id)
-  hold(changes, context, lane, id, record, agent, token, ends_ms)
+  press(changes, held_stamp(changes, context, lane, record, agent, token), id, record.event, pack_own(record), ends_ms)
   write_changes(changes)
   redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' 1:' .. id)
-  return { 'claimed', token, ends_ms, record.text, redis.call('HGET', context.payloads, id) }
+  return { 'claimed', token, ends_ms, changes.texts[1], redis.call('HGET', context.payloads, id) }
 end
 register('claim_item', claim_item)

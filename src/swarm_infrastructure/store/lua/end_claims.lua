@@ -11,174 +11,173 @@
 -- Event    completed, failed, quarantined, handed_back or revoked
 local ENDED = { complete = 'completed', fail = 'failed', give_up = 'quarantined', hand_back = 'handed_back', revoke = 'revoked' }
 
-
 -- first_answer: what this call got before, if its reply was lost; or why the claim no longer holds.
-local function first_answer(record, token, kind)
-  for ended, ending, version in string.gmatch(record.endings, '(%d+):([%a_]+):(%d+)') do
+local function first_answer(state, token, kind)
+  for ended, ending, version in string.gmatch(state.endings, '(%d+):([%a_]+):(%d+)') do
     if ended == token then
       if ending == ENDED[kind] or (kind == 'fail' and ending == 'quarantined') then return { ending, version } end
       return { 'lost', 'it has ended: ' .. ending }
     end
   end
-  if record.holder ~= '' then return { 'lost', 'the lease ran out and ' .. record.holder .. ' holds it now' } end
+  if state.holder ~= '' then return { 'lost', 'the lease ran out and ' .. state.holder .. ' holds it now' } end
   return { 'lost', 'the lease ran out and the item was taken back' }
 end
 
--- judge_target: may this record go to that lane? Asked once per status of a group, not once per claim.
--- `needed`: the only lane it may be, where the board and not the agent decides.
-local function judge_target(context, record, lane, kind, needed)
-  local known = lane.judged[record.status]
-  if known ~= nil then return known or nil end
-  local answer = false
+-- judge_target: may items in this state go to that lane? `needed`: the only lane it may be, where the board and not the agent
+-- decides.
+local function judge_target(context, state, lane, kind, needed)
   local place = lane.section and context.rules.place(lane.section, lane.status)
-  if not place then -- guard: end_place
-    answer = { 'place', lane.name }
-  elseif kind == 'complete' and not context.rules.step(record.status, lane.status) then -- guard: end_step
-    answer = { 'step', record.status, lane.status }
-  elseif needed and lane.name ~= needed then -- guard: end_needed
-    answer = { 'place', lane.name }
+  if not place then return { 'place', lane.name } end -- guard: end_place
+  if kind == 'complete' and not context.rules.step(state.status, lane.status) then -- guard: end_step
+    return { 'step', state.status, lane.status }
   end
+  if needed and lane.name ~= needed then return { 'place', lane.name } end -- guard: end_needed
   lane.ready = place ~= '-'
-  lane.judged[record.status] = answer
-  return answer or nil
-end
-
-local function judge_texts(context, record, claim, section)
-  if claim.payload == '' then return nil end
-  if claim.version ~= record.version then return { 'version', record.version } end -- guard: end_version
-  local bytes = context.rules.limits(section).bytes
-  if bytes > 0 and #claim.payload > bytes then return { 'large', #claim.payload, bytes } end -- guard: end_bytes
   return nil
 end
 
-local function remember_ending(record, token, kind)
-  local ending = token .. ':' .. kind .. ':' .. record.version
-  record.endings = record.endings == '' and ending or ending .. ',' .. string.match(record.endings, '^[^,]*')
-end
-
--- land: the item leaves the agent's hands and goes to its next lane.
-local function land(context, group, claim, record, kind, lane, delay_ms)
-  local changes, from, agent = context.changes, lane_of(record), record.holder
-  record.section, record.status, record.requires = lane.section, lane.status, lane.requires
-  record.version = plus(record.version, 1)
-  record.holder, record.origin = '', ''
-  remember_ending(record, claim.token, kind)
-  take_out(changes, group.from.timed, claim.id)
-  if lane.ready and delay_ms > 0 then
-    put_in(changes, lane.timed, whole(context.now_ms + delay_ms), claim.id)
-  else
-    put_in(changes, lane.line, score_of(record), claim.id, lane.ready and lane.bell or nil)
+-- landing: items in this state leave the agent's hands and go to their next lane.
+local function landing(context, group, state, kind, lane, delay_ms)
+  local changes, agent, token = context.changes, state.holder, state.token
+  local version, attempts, crashes = plus(state.version, 1), state.attempts, state.crashes
+  if kind == 'completed' then
+    attempts, crashes = '0', '0'
+  elseif kind == 'handed_back' or kind == 'revoked' then
+    attempts = whole(math.max(0, tonumber(attempts) - 1)) -- neither a failure nor a crash
   end
-  count(changes, context.held, agent, -1)
-  count(changes, context.tallies, agent .. '|' .. kind, 1)
-  change(changes, claim.id, record, kind, from, lane.name, agent, claim.token, group.reason, group.trace)
-  if group.error ~= '' then context.troubles[#context.troubles + 1] = { id = claim.id, line = group.error } end
-  return { kind, record.version }
+  local endings = token .. ':' .. kind .. ':' .. version
+  if state.endings ~= '' then endings = endings .. ',' .. string.match(state.endings, '^[^,]*') end
+  local text = pack_state(lane.section, lane.status, lane.requires, version, attempts, crashes, token, '', '', endings)
+  local stamp = stamp_of(changes, text, version, kind, state.lane, lane.name, agent, token, group.reason, group.trace)
+  stamp.counted = { context.held, agent, -1, context.tallies, agent .. '|' .. kind, 1 }
+  stamp.out = leavers(changes, group.from.timed)
+  if lane.ready and delay_ms > 0 then
+    stamp.into, stamp.due_ms = entrants(changes, lane.timed), whole(context.now_ms + delay_ms)
+  else
+    stamp.into = entrants(changes, lane.line, lane.ready and lane.bell or nil)
+  end
+  return { stamp = stamp, answer = { kind, version } }
 end
 
-local function finish(context, group, claim, record)
-  local kind, rules, refused = group.kind, context.rules, nil
+-- fate_of: what becomes of all claims of a group whose items are in one state: where they land, or why they may not.
+local function fate_of(context, group, state)
+  local kind, rules = group.kind, context.rules
+  if kind ~= 'revoke' and redis.call('HGET', context.gates, 'agent:' .. state.holder) == 'revoked' then -- guard: end_revoked
+    return { refused = { 'lost', 'the agent was revoked' } }
+  end
   if kind == 'complete' then
-    refused = judge_target(context, record, group.to, kind) or judge_texts(context, record, claim, group.to.section)
-    if refused then return refused end
-    record.attempts, record.crashes = '0', '0'
-    if claim.payload ~= '' then
-      context.texts[#context.texts + 1] = claim.id
-      context.texts[#context.texts + 1] = claim.payload
-    end
-    if claim.result ~= '' then
-      context.results[#context.results + 1] = claim.id
-      context.results[#context.results + 1] = claim.result
-    end
-    return land(context, group, claim, record, 'completed', group.to, group.delay_ms)
+    local refused = judge_target(context, state, group.to, kind)
+    return refused and { refused = refused } or landing(context, group, state, 'completed', group.to, group.delay_ms)
   end
   if kind == 'fail' or kind == 'give_up' then
-    local from, retry = group.from, rules.retry(record.section)
-    local waits = lane_of(record, retry ~= '' and retry or from.status)
-    refused = judge_target(context, record, group.to, kind, waits)
-      or judge_target(context, record, group.quarantine, kind, lane_of(record, rules.quarantine()))
-    if refused then return refused end
-    if kind == 'give_up' or worn_out(rules.limits(record.section), record) then -- guard: fail_worn_out
-      return land(context, group, claim, record, 'quarantined', group.quarantine, 0)
+    local retry = rules.retry(state.section)
+    local waits = lane_of(state, retry ~= '' and retry or group.from.status)
+    local refused = judge_target(context, state, group.to, kind, waits)
+      or judge_target(context, state, group.quarantine, kind, lane_of(state, rules.quarantine()))
+    if refused then return { refused = refused } end
+    if kind == 'give_up' or worn_out(rules.limits(state.section), state) then -- guard: fail_worn_out
+      return landing(context, group, state, 'quarantined', group.quarantine, 0)
     end
-    return land(context, group, claim, record, 'failed', group.to, group.delay_ms)
+    return landing(context, group, state, 'failed', group.to, group.delay_ms)
   end
-  refused = judge_target(context, record, group.from, kind)
-  if refused then return refused end
-  record.attempts = whole(math.max(0, tonumber(record.attempts) - 1)) -- neither a failure nor a crash
-  return land(context, group, claim, record, ENDED[kind], group.from, group.delay_ms)
+  local refused = judge_target(context, state, group.from, kind)
+  return refused and { refused = refused } or landing(context, group, state, ENDED[kind], group.from, group.delay_ms)
 end
 
-local function is_revoked(context, agent)
-  local known = context.revoked[agent]
-  if known == nil then
-    known = redis.call('HGET', context.gates, 'agent:' .. agent) == 'revoked'
-    context.revoked[agent] = known
-  end
-  return known
-end
-
-local function judge_claim(context, group, claim, record, ends_ms)
-  if not ENDED[group.kind] then return { 'kind', group.kind } end -- guard: end_kind
-  if not record then return { 'missing' } end
-  if record.token ~= claim.token or record.holder == '' then return first_answer(record, claim.token, group.kind) end -- guard: end_token
-  if (record.section .. '/' .. record.origin .. '/' .. record.requires) ~= group.from.name then -- guard: end_lane
-    return { 'lost', 'it was claimed from ' .. record.section .. '/' .. record.origin .. '/' .. record.requires }
-  end
-  if group.kind == 'revoke' then return nil end
-  if tonumber(ends_ms or 0) <= context.now_ms then return { 'lost', 'the lease ran out' } end -- guard: end_lease
-  if is_revoked(context, record.holder) then return { 'lost', 'the agent was revoked' } end -- guard: end_revoked
+local function judge_payload(context, group, state, version, payload)
+  if version ~= state.version then return { 'version', state.version } end -- guard: end_version
+  local bytes = context.rules.limits(group.to.section).bytes
+  if bytes > 0 and #payload > bytes then return { 'large', #payload, bytes } end -- guard: end_bytes
   return nil
 end
 
-local function read_groups(keys, argv)
-  local groups, at = {}, 1
+local function judge_claim(context, group, state, token, ends_ms)
+  if not state then return { 'missing' } end
+  if state.token ~= token or state.holder == '' then return first_answer(state, token, group.kind) end -- guard: end_token
+  if state.claimed_from ~= group.from.name then return { 'lost', 'it was claimed from ' .. state.claimed_from } end -- guard: end_lane
+  if ends_ms and tonumber(ends_ms) <= context.now_ms then return { 'lost', 'the lease ran out' } end -- guard: end_lease
+  return nil
+end
+
+-- read_ends: when the leases of these claims end; nothing if none in their lane has ended, which is cheap to know and so most
+-- often: Redis takes longer to print a score than to end a claim. A claim that its item's record names stands in `timed`, as
+-- whatever takes it out of there rewrites the record in the same call.
+local function read_ends(context, group)
+  if group.kind == 'revoke' or redis.call('ZCOUNT', group.from.timed, '-inf', context.now_ms) == 0 then return {} end
+  return redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
+end
+
+local function read_group(keys, argv, at)
   local function lane(index)
     local first = 11 + (tonumber(index) - 1) * 3
     local name = lane_name(keys[first])
     local section, status, requires = split_lane(name)
     return {
       line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = name,
-      section = section, status = status, requires = requires, judged = {},
+      section = section, status = status, requires = requires,
     }
   end
-  while argv[at] do
-    local kind, from, to, quarantine, delay_ms, reason, trace, error, n = unpack(argv, at, at + 8)
-    local group = {
-      kind = kind, from = lane(from), to = lane(to), quarantine = lane(quarantine), delay_ms = tonumber(delay_ms),
-      reason = reason, trace = trace, error = error, claims = {}, ids = {},
-    }
-    at = at + 9
-    for i = 1, tonumber(n) do
-      local id, token, version, payload, result = unpack(argv, at, at + 4)
-      group.claims[i] = { id = id, token = token, version = version, payload = payload, result = result }
-      group.ids[i] = id
-      at = at + 5
+  local kind, from, to, quarantine, delay_ms, reason, trace, error, n = unpack(argv, at, at + 8)
+  local group = {
+    kind = kind, from = lane(from), to = lane(to), quarantine = lane(quarantine), delay_ms = tonumber(delay_ms),
+    reason = reason, trace = trace, error = error, ids = {}, first = at + 9, fates = {},
+  }
+  for i = 1, tonumber(n) do group.ids[i] = argv[at + 4 + 5 * i] end
+  return group, at + 9 + 5 * tonumber(n)
+end
+
+-- end_group: judge the claims of a group, and collect what becomes of them.
+local function end_group(context, keys, argv, group, answers)
+  if not ENDED[group.kind] then -- guard: end_kind
+    for _ = 1, #group.ids do answers[#answers + 1] = { 'kind', group.kind } end
+    return
+  end
+  local changes, ended, texts, results = context.changes, context.ended, context.texts, context.results
+  local records = redis.call('HMGET', keys[2], unpack(group.ids))
+  local ends, completes, n, at = read_ends(context, group), group.kind == 'complete', #answers, group.first
+  for i = 1, #group.ids do
+    local id = group.ids[i]
+    local token, version, payload, result = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4]
+    local event, own, priority, seq, text = split_record(records[i])
+    text = ended[id] or text -- guard: end_twice
+    local state = text and state_of(context.known, text)
+    local answer = judge_claim(context, group, state, token, ends[i])
+    if not answer then
+      local fate = group.fates[state]
+      if not fate then
+        fate = fate_of(context, group, state)
+        group.fates[state] = fate
+      end
+      answer = fate.refused or completes and payload ~= '' and judge_payload(context, group, state, version, payload)
+      if not answer then
+        answer = fate.answer
+        local stamp = fate.stamp
+        press(changes, stamp, id, event, own, stamp.due_ms or score_of(priority, seq))
+        ended[id] = stamp.text -- who ends it once more gets the first answer
+        if completes then
+          if payload ~= '' then texts[#texts + 1], texts[#texts + 2] = id, payload end
+          if result ~= '' then results[#results + 1], results[#results + 2] = id, result end
+        end
+        if group.error ~= '' then context.troubles[#context.troubles + 1] = { id = id, line = group.error } end
+      end
     end
-    groups[#groups + 1] = group
+    answers[n + i] = answer
+    at = at + 5
   end
-  return groups
 end
 
 local function end_claims(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local context = {
     now_ms = now_ms, rules = read_rules(keys[1]), gates = keys[6], held = keys[7], tallies = keys[10],
-    changes = collect_changes(keys[2], keys[4], keys[5]), texts = {}, results = {}, troubles = {}, revoked = {},
+    changes = collect_changes(keys[2], keys[4], keys[5]), known = {}, ended = {},
+    texts = {}, results = {}, troubles = {},
   }
-  local answers, seen = {}, {}
-  for _, group in ipairs(read_groups(keys, argv)) do
-    local packed = redis.call('HMGET', keys[2], unpack(group.ids))
-    local ends = redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
-    for i, claim in ipairs(group.claims) do
-      local record = seen[claim.id] or unpack_record(packed[i]) -- guard: end_twice
-      local answer = judge_claim(context, group, claim, record, ends[i])
-      if not answer then
-        answer = finish(context, group, claim, record)
-        seen[claim.id] = record -- as it is now: who ends it once more gets the first answer
-      end
-      answers[#answers + 1] = answer
-    end
+  local answers, at = {}, 1
+  while argv[at] do
+    local group
+    group, at = read_group(keys, argv, at)
+    end_group(context, keys, argv, group, answers)
   end
   write_changes(context.changes)
   if #context.texts > 0 then redis.call('HSET', keys[3], unpack(context.texts)) end

@@ -5,6 +5,9 @@
 -- Returns  one answer per item: 'submitted'   {'exists', section}   {'duplicate', id of the first}
 --          {'full', count, cap}   {'place', lane}   {'large', bytes, limit}   {'priority', p}
 -- Event    submitted   '' → lane
+local PRIORITIES = {}
+for n = 0, 9 do PRIORITIES[n .. ''] = true end
+
 local function read_target(rules, keys, index)
   local first = 8 + (tonumber(index) - 1) * 3
   local lane = lane_name(keys[first])
@@ -12,12 +15,12 @@ local function read_target(rules, keys, index)
   local place = section and rules.place(section, status)
   return {
     line = keys[first], timed = keys[first + 1], bell = keys[first + 2], name = lane, place = place, ready = place ~= '-',
-    section = section, status = status, requires = requires, limits = place and rules.limits(section),
+    section = section, limits = place and rules.limits(section), stamps = {},
+    state = section and pack_state(section, status, requires, '1', '0', '0', '', '', '', ''),
   }
 end
 
 local function judge_mark(context, mark)
-  if mark == '' then return nil end
   if context.marked[mark] then return { 'duplicate', context.marked[mark] } end -- guard: dedup_in_batch
   local known = redis.call('HGET', context.dedup, mark)
   if not known then return nil end
@@ -29,7 +32,6 @@ end
 
 local function judge_cap(context, target)
   local cap, section = target.limits.cap, target.section
-  if cap == 0 then return nil end
   local standing = tonumber(redis.call('HGET', context.counts, section) or 0) + (context.entered[section] or 0)
   if standing >= cap then return { 'full', standing, cap } end -- guard: section_cap
   return nil
@@ -44,32 +46,36 @@ local function judge(context, packed, id, target, priority, mark, payload)
     return { 'exists', existing and existing.section or '' } -- guard: submit_exists
   end
   if not target.place then return { 'place', target.name } end -- guard: submit_place
-  if not string.find(priority, '^%d$') then return { 'priority', priority } end -- guard: submit_priority
+  if not PRIORITIES[priority] then return { 'priority', priority } end -- guard: submit_priority
   local bytes = target.limits.bytes
   if bytes > 0 and #payload > bytes then return { 'large', #payload, bytes } end -- guard: payload_bytes
-  return judge_mark(context, mark) or judge_cap(context, target)
+  return mark ~= '' and judge_mark(context, mark) or target.limits.cap > 0 and judge_cap(context, target) or nil
+end
+
+-- read_stamp: new items of this lane go into its line, or wait for their time.
+local function read_stamp(context, changes, target, waits)
+  local stamp = target.stamps[waits]
+  if not stamp then
+    stamp = stamp_of(changes, target.state, '1', 'submitted', '', target.name, context.agent, '', '', context.trace)
+    stamp.into = waits and entrants(changes, target.timed) or entrants(changes, target.line, target.ready and target.bell or nil)
+    target.stamps[waits] = stamp
+  end
+  return stamp
 end
 
 local function accept(context, changes, id, target, priority, delay_ms, mark, life_ms, seq)
-  local record = {
-    section = target.section, status = target.status, requires = target.requires, priority = priority, version = '1',
-    seq = seq, attempts = '0', crashes = '0', token = '', holder = '', origin = '', event = '', created_ms = '',
-    request = context.request, endings = '', dedup = mark,
-  }
   context.fresh[id] = true
-  context.entered[target.section] = (context.entered[target.section] or 0) + 1
+  if target.limits.cap > 0 then context.entered[target.section] = (context.entered[target.section] or 0) + 1 end
   if mark ~= '' then
     context.marked[mark] = id
     local marks = context.marks
     marks[#marks + 1] = mark
     marks[#marks + 1] = id .. '|' .. (life_ms == '0' and '0' or whole(context.now_ms + tonumber(life_ms)))
   end
-  if delay_ms ~= '0' and target.ready then
-    put_in(changes, target.timed, whole(context.now_ms + tonumber(delay_ms)), id)
-  else
-    put_in(changes, target.line, score_of(record), id, target.ready and target.bell or nil)
-  end
-  change(changes, id, record, 'submitted', '', target.name, context.agent, '', '', context.trace)
+  local waits = delay_ms ~= '0' and target.ready
+  local score = waits and whole(context.now_ms + tonumber(delay_ms)) or score_of(priority, seq)
+  local own = '|' .. priority .. '|' .. seq .. '|' .. context.request .. '|' .. mark
+  press(changes, read_stamp(context, changes, target, waits), id, '', own, score)
 end
 
 local function submit(keys, argv)
@@ -81,12 +87,15 @@ local function submit(keys, argv)
   }
   local changes = collect_changes(keys[2], keys[4], keys[5])
   local answers, texts, ids, targets = {}, {}, {}, {}
-  for i = 4, #argv, 7 do ids[#ids + 1] = argv[i] end
+  for i = 4, #argv, 7 do ids[(i + 3) / 7] = argv[i] end
   local packed = redis.call('HMGET', keys[2], unpack(ids))
   local seq = tonumber(redis.call('GET', keys[6]) or 0)
 
-  for row, id in ipairs(ids) do
-    local _, index, priority, delay_ms, mark, life_ms, payload = unpack(argv, 7 * row - 3, 7 * row + 3)
+  local at, n = 4, 0
+  for row = 1, #ids do
+    local id = ids[row]
+    local index, priority, delay_ms, mark, life_ms = argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], argv[at + 5]
+    local payload = argv[at + 6]
     local target = targets[index] or read_target(rules, keys, index)
     targets[index] = target
     local refused = judge(context, packed[row], id, target, priority, mark, payload)
@@ -94,11 +103,12 @@ local function submit(keys, argv)
     if not refused then
       seq = seq + 1
       accept(context, changes, id, target, priority, delay_ms, mark, life_ms, whole(seq))
-      local n = #texts
       texts[n + 1], texts[n + 2] = id, payload
+      n = n + 2
     end
+    at = at + 7
   end
-  if #texts == 0 then return answers end
+  if n == 0 then return answers end
   redis.call('SET', keys[6], whole(seq))
   redis.call('HSET', keys[3], unpack(texts))
   if #context.marks > 0 then redis.call('HSET', context.dedup, unpack(context.marks)) end

@@ -49,10 +49,10 @@ local function fold(state, entry, event, version, agent, token)
 end
 
 local function fold_entry(context, entry, fields)
-  local event, rows = by_name(fields), {}
-  for id, version, more in string.gmatch(event.items or '', '([^ ,]+) (%d+) ([^,]*)') do
-    rows[#rows + 1] = { id, version, string.match(more, '^%S* (%S+) (%d*)$') }
-    if context.state[id] == nil then context.ids[#context.ids + 1] = id end
+  local event = by_name(fields)
+  local rows = read_rows(event.items or '')
+  for _, row in ipairs(rows) do
+    if context.state[row[1]] == nil then context.ids[#context.ids + 1] = row[1] end
   end
   if #context.ids > 0 then
     for i, text in ipairs(redis.call('HMGET', context.base, unpack(context.ids))) do
@@ -65,7 +65,8 @@ local function fold_entry(context, entry, fields)
     local state = context.state[id]
     local follows = state and event.kind ~= 'submitted' and plus(state.version, 1) == version and state.lane == event.from
     if not follows and (state or event.kind ~= 'submitted') then context.misfits = context.misfits + 1 end -- guard: trim_misfits
-    context.state[id] = fold(state or nil, entry, event, version, row[3] or event.agent, row[4] or event.token)
+    local agent, token = row[4] ~= '' and row[4] or event.agent, row[4] ~= '' and row[5] or event.token
+    context.state[id] = fold(state or nil, entry, event, version, agent, token)
     if not context.touched[id] then
       context.touched[id] = true
       context.order[#context.order + 1] = id

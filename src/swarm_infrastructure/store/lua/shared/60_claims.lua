@@ -43,7 +43,7 @@ local function end_lease(changes, context, lane, id, record, ended_ms)
   record.status = why and select(2, split_lane(lane_name(lane.quarantine))) or record.origin
   record.holder, record.origin = '', ''
   take_out(changes, lane.timed, id)
-  put_in(changes, line, score_of(record), id, bell)
+  put_in(changes, line, score_of(record.priority, record.seq), id, bell)
   count(changes, context.held, agent, -1)
   change(changes, id, record, kind, from, lane_of(record), agent, token, why and 'lease ended (' .. why .. ')' or 'lease ended', '')
   context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms }
@@ -52,12 +52,13 @@ end
 -- reap: take back what ran out, at most `limit` items: leases (a crash each) and delays (nothing but their time).
 -- Writes. Returns how many leases ended.
 local function reap(context, lanes, limit)
-  local changes = collect_changes(context.items, context.events, context.counts)
+  local changes
   context.lapsed = {}
   for _, lane in ipairs(lanes) do
     local scored, due, ends_ms = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'WITHSCORES', 'LIMIT', 0, limit), {}, {}
     for i = 1, #scored, 2 do due[#due + 1], ends_ms[#ends_ms + 1] = scored[i], tonumber(scored[i + 1]) end
     if #due > 0 then
+      changes = changes or collect_changes(context.items, context.events, context.counts)
       local packed = redis.call('HMGET', context.items, unpack(due))
       for i, id in ipairs(due) do
         local record = unpack_record(packed[i])
@@ -67,14 +68,14 @@ local function reap(context, lanes, limit)
           end_lease(changes, context, lane, id, record, ends_ms[i])
         else
           take_out(changes, lane.timed, id)
-          put_in(changes, lane.line, score_of(record), id, lane.bell)
+          put_in(changes, lane.line, score_of(record.priority, record.seq), id, lane.bell)
         end
       end
       limit = limit - #due
       if limit <= 0 then break end
     end
   end
-  write_changes(changes)
+  if changes then write_changes(changes) end
   for _, row in ipairs(context.lapsed) do
     remember_error(context.errors, row.id, string.format(
       '{"at_ms":%.0f,"late_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
@@ -90,14 +91,15 @@ local function next_token(fence, now_us)
   return whole(token)
 end
 
--- hold: one item becomes an agent's claim. `claimable(lane)` was asked before.
-local function hold(changes, context, lane, id, record, agent, token, ends_ms)
-  record.origin, record.holder, record.token, record.status = lane.status, agent, token, lane.becomes
-  record.attempts = plus(record.attempts, 1)
-  record.version = plus(record.version, 1)
-  put_in(changes, lane.timed, ends_ms, id)
-  count(changes, context.held, agent, 1)
-  change(changes, id, record, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+-- held_stamp: items of this lane and state become an agent's claims. `claimable(lane)` was asked before.
+local function held_stamp(changes, context, lane, state, agent, token)
+  local version, attempts = plus(state.version, 1), plus(state.attempts, 1)
+  local text = pack_state(state.section, lane.becomes, state.requires, version, attempts, state.crashes, token, agent,
+    lane.status, state.endings)
+  local stamp = stamp_of(changes, text, version, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+  stamp.into = entrants(changes, lane.timed)
+  stamp.counted = { context.held, agent, 1 }
+  return stamp
 end
 
 -- gates_of: for each agent why it may not claim now, or false. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
