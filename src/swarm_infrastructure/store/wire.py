@@ -64,7 +64,18 @@ class Wire:
         line = self._line
         if line is None or line.lost:
             line = await self._connected()
-        return await asyncio.gather(*line.send(many, within_s), return_exceptions=True)
+        sent = line.send(many, within_s)
+        answers: list[Any] = []
+        try:
+            for each in sent:  # they come in this order: who has waited for the last one finds the others there
+                try:
+                    answers.append(await each)
+                except refused.RedisError as error:
+                    answers.append(error)
+        finally:
+            for each in sent[len(answers) :]:
+                each.cancel()
+        return answers
 
     def sever(self) -> None:
         """Cut it, as a network would: what is under way fails."""
