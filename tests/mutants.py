@@ -39,7 +39,7 @@ LIKELY = {
     "test_submit.py": ("submit", "dedup", "section", "payload"),
     "test_leases.py": ("renew", "reap", "held"),
     "test_sketch.py": ("sketch",),
-    "test_waiting.py": ("ring",),
+    "test_waiting.py": ("ring", "submit_delay_rings", "end_delay_rings"),
     "test_events.py": (),
     "test_registry.py": (),
     "test_locks.py": (),
@@ -201,6 +201,12 @@ DETAILS = {
     "end_answers_remembered": ("end_claims.lua", "endings .. ',' .. string.match(state.endings, '^[^,]*')", "endings"),
     "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
     "board_clock": ("register_board.lua", "if offset then", "if false then"),
+    "submit_delay_rings": (
+        "submit.lua",
+        "target.ready and target.bell or nil",
+        "not waits and target.ready and target.bell or nil",
+    ),
+    "end_delay_rings": ("end_claims.lua", "entrants(changes, lane.timed, lane.bell)", "entrants(changes, lane.timed)"),
     # counters
     "end_crash_counted": ("60_claims.lua", CRASH, "local _"),
     "claim_attempt_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.attempts, 1)", "state.attempts")),

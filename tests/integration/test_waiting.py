@@ -1,6 +1,6 @@
 """Waiting for work: woken at once, by few bells, never for nothing; and a waiter that goes away loses nothing.
 
-An idle agent looks by itself after at most five seconds. A test that is done in less has seen a bell, not a look.
+An idle agent looks by itself after half a lease, 15 s. A test that is done in less has seen a bell, not a look.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from swarm_infrastructure.store.nodes import ask_once
 from swarm_infrastructure.testing import RedisServer
 
 WAITING = "jobs/waiting/"
-SOON_S = 2.0  # far below the poll of an idle agent (3.75 to 5 s), far above what a bell takes
+SOON_S = 2.0  # far below the poll of an idle agent (11 to 15 s), far above what a bell takes
 
 
 def wait(board: Blackboard, agent: str = "worker_1", **facts: Any) -> asyncio.Task[list[Claimed]]:
@@ -155,8 +155,20 @@ async def test_an_agent_that_went_to_sleep_before_a_delay_was_set_wakes_when_it_
     waiting = wait(board)
     await listening(board)
 
-    await given_item(board, "a", delay_s=0.1)  # rings no bell: nothing is ready yet
-    await board.store.command("LPUSH", board.keys.lane(WAITING).bell, "1")  # any other item would have
+    await given_item(board, "a", delay_s=0.1)
+
+    assert ids(await in_time(waiting, SOON_S)) == ["a"]
+
+
+async def test_an_agent_that_sleeps_hears_of_a_failed_attempt_and_wakes_for_the_next_one(
+    board: Blackboard, open_board: OpenBoard, connect: Connect
+) -> None:
+    elsewhere = await another(open_board, connect, board)
+    claim = (await given_claim(board, "a", "before")).claim
+    waiting = wait(elsewhere)
+    await listening(board)
+
+    await board.fail(claim, "not yet", retry_in_s=0.1)
 
     assert ids(await in_time(waiting, SOON_S)) == ["a"]
 

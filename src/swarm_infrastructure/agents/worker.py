@@ -57,6 +57,7 @@ class Worker:
         self._random = random or Random()
         self._leaving: dict[Runner, asyncio.Task[None]] = {}  # who was ordered to leave
         self._runs: set[asyncio.Task[None]] = set()
+        self._finished = 0  # items that had left our hands when it was asked last
         self._joined = asyncio.Event()  # an agent was added
         self._told = asyncio.Event()
         self._look = asyncio.Event()  # there may be orders
@@ -84,6 +85,7 @@ class Worker:
         sweeper = Sweeper(
             swarm.blackboard,
             bound=swarm.log_bound,
+            busy=self._busy,
             chores=(
                 swarm.cost_manager.ledger.sweep,
                 swarm.debates.sweep,
@@ -127,6 +129,12 @@ class Worker:
             for run in done & self._runs:
                 run.result()  # a runner ends with an error, or because it was ordered to
             self._runs -= done
+
+    def _busy(self) -> bool:
+        """Whether anything was done here since this was asked last, or may be done without our knowing."""
+        before, self._finished = self._finished, sum(runner.finished for runner in self.runners)
+        by_others = len(self._everybody) > len(self.runners) or self._swarm.task_queues.in_use
+        return by_others or self._finished != before or self._swarm.blackboard.leases.kept > 0
 
     @property
     def leaving(self) -> bool:

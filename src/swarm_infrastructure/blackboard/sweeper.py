@@ -25,6 +25,7 @@ __all__ = ["Sweeper"]
 log = structlog.get_logger(__name__)
 
 LANES_PER_CALL = 50
+IDLE_EVERY_S = 60.0  # where nothing is done
 FORGET_AFTER_S = 24 * 3600  # long enough to see in the morning what died at night
 
 
@@ -34,6 +35,8 @@ class Sweeper:
     Args:
         blackboard: the board.
         every_s: seconds between rounds, with half of it as jitter.
+        busy: whether anything was done here since it was asked last. If not, the pauses grow, up to a minute: what there is
+            to sweep then was left by others, and they, or whoever claims next, sweep it too.
         chores: what else is to be done each round.
         bound: of the board's event log.
     """
@@ -43,10 +46,12 @@ class Sweeper:
         blackboard: Blackboard,
         *,
         every_s: float = 5.0,
+        busy: Callable[[], bool] = lambda: True,
         chores: Sequence[Callable[[], Awaitable[Any]]] = (),
         bound: LogBound | None = None,
     ) -> None:
         self._blackboard, self._every_s, self._chores, self._bound = blackboard, every_s, chores, bound
+        self._busy = busy
         self._retention = Retention(blackboard.store, blackboard.keys, blackboard.board, bound)
         self._locks: Sweeper | None = None
         self._task: asyncio.Task[None] | None = None
@@ -78,11 +83,15 @@ class Sweeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        pause_s = self._every_s
         while True:
-            await asyncio.sleep(self._every_s * (0.75 + chance.random() / 2))
+            await asyncio.sleep(pause_s * (0.75 + chance.random() / 2))
+            pause_s = min(2 * pause_s, max(IDLE_EVERY_S, self._every_s))
             try:
                 ended = await self.run_once()
                 if ended:
                     log.info("leases ended", leases=ended)
+                if ended or self._busy():
+                    pause_s = self._every_s
             except SwarmError as error:
                 log.warning("sweeping failed, trying again", why=str(error))

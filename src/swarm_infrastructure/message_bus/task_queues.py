@@ -218,6 +218,11 @@ class TaskQueues:
             raise ItemNotFoundError(task_id, queue)
         return item.result
 
+    @property
+    def in_use(self) -> bool:
+        """Whether this process has used any."""
+        return bool(self._boards)
+
     async def sweep(self) -> None:
         """Take back tasks whose lease has ended, and forget finished ones that are old; in the queues used here."""
         for queue, board in list(self._boards.items()):

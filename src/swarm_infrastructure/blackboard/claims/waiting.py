@@ -25,7 +25,7 @@ __all__ = ["WaitingRoom"]
 
 log = structlog.get_logger(__name__)
 
-POLL_S = 5.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
+POLL_S = 30.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
 STOPPED_S = 0.5  # how soon who may not claim looks whether it may again: a raised budget resumes within a second
 LEAVE_S = 1.0  # how long who goes away waits for its claim to end
 WAKE_S = 5.0  # how long the own bell rings for a claim that has ended already

@@ -52,7 +52,7 @@ local function landing(context, group, state, kind, lane, delay_ms)
   stamp.counted = { context.held, agent, -1, context.tallies, agent .. '|' .. kind, 1 }
   stamp.out = leavers(changes, group.from.timed)
   if lane.ready and delay_ms > 0 then
-    stamp.into, stamp.due_ms = entrants(changes, lane.timed), whole(context.now_ms + delay_ms)
+    stamp.into, stamp.due_ms = entrants(changes, lane.timed, lane.bell), whole(context.now_ms + delay_ms)
   else
     stamp.into = entrants(changes, lane.line, lane.ready and lane.bell or nil)
   end

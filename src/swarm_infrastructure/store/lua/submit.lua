@@ -57,7 +57,7 @@ local function read_stamp(context, changes, target, waits)
   local stamp = target.stamps[waits]
   if not stamp then
     stamp = stamp_of(changes, target.state, '1', 'submitted', '', target.name, context.agent, '', '', context.trace)
-    stamp.into = waits and entrants(changes, target.timed) or entrants(changes, target.line, target.ready and target.bell or nil)
+    stamp.into = entrants(changes, waits and target.timed or target.line, target.ready and target.bell or nil)
     target.stamps[waits] = stamp
   end
   return stamp
