@@ -88,7 +88,7 @@ async def test_what_is_delivered_two_to_five_times_at_once_by_several_processes_
         submitting = unsent.submit(Submission(id=item, section="jobs", payload={"n": n}, content_hash=f"h{n}"))
         submitted = await repeaters.send(await the_call(submitting), processes)
         request = ClaimRequest(agent_id=f"a{n}", role="hand", lanes=lanes, most=1, lease_s=600)
-        claimed = await repeaters.send(await the_call(unsent.claims._claim([request], lanes, 600)), processes)
+        claimed = await repeaters.send(await the_call(unsent.claims._claim([request])), processes)
         rivals = [ClaimRequest(agent_id=f"b{k}", role="hand", lanes=lanes, lease_s=600) for k in range(2)]
         asking = [await the_call(unsent.claims._claim_item(item, rival)) for rival in rivals]
         rivalled = [answer for rival in asking for answer in await repeaters.send(rival, 2)]
