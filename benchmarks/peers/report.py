@@ -174,16 +174,15 @@ def _latency(result: Result) -> str:
     def cuts(name: str, what: str) -> str:
         return " / ".join(_number(figures.median("latency", name, f"{what}_{cut}_us")) for cut in ("p50", "p95", "p99"))
 
+    def idle(name: str) -> list[str]:
+        told = (figures.median("latency", name, f"idle_{each}_per_s") for each in ("sent", "commands"))
+        return [_number(value, 1) for value in told]
+
     rows = [
-        [
-            name,
-            cuts(name, "start"),
-            cuts(name, "result"),
-            _number(figures.median("latency", name, "idle_commands_per_s"), 1),
-        ]
+        [name, cuts(name, "start"), cuts(name, "result"), *idle(name)]
         for name in _named(result, "latency", "start_p50_us", least_first=True)
     ]
-    head = ["", "submit → start", "submit → result seen", "commands/s of an idle worker"]
+    head = ["", "submit → start", "submit → result seen", "commands/s an idle worker sends", "with those in scripts"]
     return _table("Latency on an idle worker, µs, p50 / p95 / p99", head, rows)
 
 

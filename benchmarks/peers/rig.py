@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ __all__ = ["Bench", "FailedError", "Meter", "Process", "until"]
 ROOT = Path(__file__).resolve().parents[1]  # where ``peers`` is a package
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 ENDING_S = 2.0
+_INSIDE = re.compile(rb"\+[0-9.]+ \[\d+ lua\]")
 LOADING_S = 300.0  # for the backlog of a million
 
 
@@ -96,6 +98,19 @@ class Bench:
     def memory(self) -> int:
         """Bytes that Redis uses."""
         return int(self.redis.info("memory")["used_memory"])
+
+    def watch_commands(self, seconds: float) -> tuple[int, int]:
+        """How many commands are sent in so many seconds, and how many more are run inside scripts and functions."""
+        ends, lines = time.monotonic() + seconds, b""
+        with socket.create_connection(("127.0.0.1", self.server.port or 0)) as watching:
+            watching.sendall(b"MONITOR\r\n")
+            while (left_s := ends - time.monotonic()) > 0:
+                watching.settimeout(left_s)
+                with contextlib.suppress(TimeoutError):
+                    lines += watching.recv(1 << 20)
+        told = [line for line in lines.split(b"\r\n") if line and line != b"+OK"]
+        inside = sum(1 for line in told if _INSIDE.match(line))
+        return len(told) - inside, inside
 
     def meter(self, workers: Sequence[Process]) -> Meter:
         """Measure from now on."""

@@ -24,7 +24,7 @@ __all__ = ["SIZES", "Workloads", "percentiles"]
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BUSY_S = 3.0  # for which a peer is given work, going by its pace
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
-IDLE_S = 6.0
+IDLE_S = 10.0  # two rounds of what is done every 5 s, one of what is done every 10
 SINGLES, BULK, BULK_BY_SINGLES = 3_000, 20_000, 6_000  # tasks that are submitted
 REMEMBERED = 10_000  # tasks whose bytes are counted
 SAMPLES, SAMPLES_S = 1_000, 10.0
@@ -76,7 +76,7 @@ class Workloads:
 
     def latency(self, peer: Peer) -> dict[str, Any]:
         """One task at a time for an idle worker: µs until its body begins and until its result is seen; then what the
-        worker asks of Redis while it waits."""
+        worker sends to Redis while it waits."""
         with Bench(self._environments) as bench:
             worker = bench.start(peer.name, "work", idle=True)
             samples = bench.ask(
@@ -84,10 +84,12 @@ class Workloads:
             )
             worker.check()
             time.sleep(0.5)
-            before = _commands(bench)
-            time.sleep(IDLE_S)
-            idle = (_commands(bench) - before - 1) / IDLE_S  # one of them was ours
-        told: dict[str, Any] = {"samples": len(samples["start_us"]), "idle_commands_per_s": max(0.0, idle)}
+            sent, inside = bench.watch_commands(IDLE_S)
+        told: dict[str, Any] = {
+            "samples": len(samples["start_us"]),
+            "idle_sent_per_s": sent / IDLE_S,
+            "idle_commands_per_s": (sent + inside) / IDLE_S,
+        }
         for name in ("start", "result"):
             told |= {f"{name}_{cut}_us": value for cut, value in percentiles(samples[f"{name}_us"]).items()}
         return told
@@ -204,7 +206,3 @@ def _until_bodies(bench: Bench, started: Sequence[Process], bodies: int, *, work
         return count.bodies >= bodies and count.workers >= workers
 
     until(enough, f"{bodies} bodies, {workers} workers", within_s=STALLED_S, alive=started)
-
-
-def _commands(bench: Bench) -> int:
-    return int(bench.redis.info("stats")["total_commands_processed"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_the_ceiling_refuses_a_token_that_is_not_the_claims(here: Environments) 
         assert call("ceiling_complete", 1100, item, token, "{}") == 0
         counts = [bench.redis.zcard(key) for key in ("waiting", "leases", "done")]
         assert (counts, bench.redis.xlen("events")) == ([1, 1, 1], 3 + 2 + 1)
+
+
+def test_what_is_sent_is_told_apart_from_what_a_function_runs(here: Environments) -> None:
+    with Bench(here) as bench, ThreadPoolExecutor(1) as beside:
+        bench.redis.function_load((Path(ceiling.__file__).parent / "ceiling.lua").read_text())
+        watching = beside.submit(bench.watch_commands, 1.0)
+        until(lambda: any(each["cmd"] == "monitor" for each in bench.redis.client_list()), "watched", within_s=5)
+        bench.redis.fcall("ceiling_fill", len(ceiling.KEYS), *ceiling.KEYS, 0, 1, "{}")
+        sent, inside = watching.result()
+    assert inside == 3  # HSET, ZADD, XADD
+    assert sent in (1, 2)  # the function; the last look at who is there may have been watched as well
 
 
 # -- the probe ------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ PEERS = {
 #: what else may be asked for by one name
 GROUPS = {
     "ours": ("ours", "ours-50", "ours-alone", "ours-pipeline", "ours-pipeline-alone"),
+    "bullmq": ("bullmq-node", "bullmq-py"),
     "taskiq": ("taskiq-list", "taskiq-stream"),
 }
 

@@ -3,7 +3,6 @@ events, validation and heartbeats are on."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -73,7 +72,6 @@ class Ours(Peer):
         self._store = await Store(self.order.url).__aenter__()
         self._board = await Blackboard(self._store, self.board, namespace=NAMESPACE).__aenter__()
         self._first = next(iter(self.board.sections))
-        self._tag = secrets.token_hex(4)
 
     async def submit(self, payload: dict[str, Any]) -> None:
         await self._board.submit(self._submission(payload))
@@ -99,7 +97,7 @@ class Ours(Peer):
         return int(redis.hget(BoardKeys(NAMESPACE, self.board.name).counts, done) or 0) == n
 
     def _submission(self, payload: dict[str, Any]) -> Submission:
-        return Submission(id=f"{self._tag}-{payload['n']}", section=self._first, payload=payload)
+        return Submission(id=f"i{payload['n']}", section=self._first, payload=payload)
 
 
 class OursFifty(Ours):
