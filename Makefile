@@ -75,7 +75,7 @@ REPS ?= 5
 ONLY ?=
 PEERS ?=
 WITHOUT ?=
-bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: two hours or so (REPS=5 ONLY="drain latency" PEERS="ours bullmq-node" WITHOUT=...)
+bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: two or three hours (REPS=5 ONLY="drain latency" PEERS="ours bullmq-node" WITHOUT=...)
 	@cd benchmarks && ../$(BIN)/python -m peers.run --reps $(REPS) --only "$(ONLY)" --peers "$(PEERS)" --without "$(WITHOUT)"
 
 bench-peers-report: .venv/.ready-demo  ## docs/performance.md from a result file: RUN=benchmarks/results/peers-1.json
