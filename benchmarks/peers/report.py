@@ -92,12 +92,13 @@ def _machine(result: Result) -> str:
     reps = 1 + max((row["rep"] for row in result["rows"]), default=-1)
     node = f", Node {machine['node']}" if machine["node"] else ""
     left_out = f" Left out, as asked: {', '.join(result['left_out'])}." if result["left_out"] else ""
+    commit = f" This runtime is at commit {machine['commit']}." if machine["commit"] else ""
     used = [row["others_cores"] for row in result["rows"] if "others_cores" in row]
     others = f" Other programs used {statistics.median(used):.1f} cores meanwhile." if used else ""
     return (
         f"{machine['date']}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}{node}, Redis {machine['redis']} on loopback, without persistence. "
-        f"Medians of {reps} repetitions, with the least and the greatest where there is room.{others}{left_out}"
+        f"Medians of {reps} repetitions, with the least and the greatest where there is room.{others}{commit}{left_out}"
     )
 
 

@@ -101,7 +101,7 @@ class Bench:
 
     def watch_commands(self, seconds: float) -> tuple[int, int]:
         """How many commands are sent in so many seconds, and how many more are run inside scripts and functions."""
-        ends, lines = time.monotonic() + seconds, b""
+        ends, lines = time.monotonic() + seconds, bytearray()
         with socket.create_connection(("127.0.0.1", self.server.port or 0)) as watching:
             watching.sendall(b"MONITOR\r\n")
             while (left_s := ends - time.monotonic()) > 0:

@@ -195,8 +195,15 @@ def _machine() -> dict[str, Any]:
         "cpu": (models or [platform.processor()])[0], "cores": os.cpu_count(), "kernel": platform.release(),
         "python": platform.python_version(),
         "redis": server.split("v=")[1].split()[0], "node": node.strip().removeprefix("v"),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": _commit(),
     }  # fmt: skip
+
+
+def _commit() -> str:
+    """Of this repository, with a + if files differ from it; "" where there is none."""
+    ask = ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"]
+    told = subprocess.run(ask, cwd=REPOSITORY, capture_output=True, text=True) if shutil.which("git") else None
+    return told.stdout.strip() if told is not None else ""
 
 
 def _next_path() -> Path:

@@ -138,7 +138,7 @@ A_PEER = {"environment": "peers", "language": "python", "durable": True}
 
 def given_result(*rows: dict[str, Any], **peers: dict[str, Any]) -> dict[str, Any]:
     named = {name: {"settings": "", "delivery": "", "versions": {}} | facts for name, facts in peers.items()}
-    machine = dict.fromkeys(("cpu", "cores", "kernel", "python", "redis", "node", "date"), "?")
+    machine = dict.fromkeys(("cpu", "cores", "kernel", "python", "redis", "node", "date", "commit"), "?")
     return {
         "peers": named,
         "rows": [{"rep": 0} | row for row in rows],
