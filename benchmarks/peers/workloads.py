@@ -45,7 +45,7 @@ class Workloads:
 
     def drain(self, peer: Peer, *, workers: int = 1, appendonly: bool = False) -> dict[str, Any]:
         """Submit tasks, then start the workers: the rate from when all are warm until Redis knows of all as done."""
-        tasks = self._some(peer.pace * BUSY_S * workers, least=400)
+        tasks = self._some(peer.pace * BUSY_S * (1 + workers) / 2, least=400)
         bodies = tasks * peer.bodies
         with Bench(self._environments, appendonly=appendonly) as bench:
             bench.submit(peer.name, tasks)
