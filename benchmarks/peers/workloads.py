@@ -24,7 +24,7 @@ __all__ = ["SIZES", "Workloads", "percentiles"]
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BUSY_S = 3.0  # for which a peer is given work, going by its pace
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
-IDLE_S = 10.0  # two rounds of what is done every 5 s, one of what is done every 10
+IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
 SINGLES, BULK, BULK_BY_SINGLES = 3_000, 20_000, 6_000  # tasks that are submitted
 REMEMBERED = 10_000  # tasks whose bytes are counted
 SAMPLES, SAMPLES_S = 1_000, 10.0
@@ -74,22 +74,20 @@ class Workloads:
                 "bulk_per_s": bench.submit(peer.name, self._some(BULK if peer.bulk else BULK_BY_SINGLES)),
             }
 
-    def latency(self, peer: Peer) -> dict[str, Any]:
-        """One task at a time for an idle worker: µs until its body begins and until its result is seen; then what the
-        worker sends to Redis while it waits."""
+    def latency(self, peer: Peer, *, and_idle: bool = True) -> dict[str, Any]:
+        """One task at a time for an idle worker: µs until its body begins and until its result is seen; then, if asked
+        for, what the worker sends to Redis in a minute in which there is nothing to do."""
         with Bench(self._environments) as bench:
             worker = bench.start(peer.name, "work", idle=True)
             samples = bench.ask(
                 peer.name, "latency", slot=1, n=self._some(SAMPLES), most_s=max(1.0, SAMPLES_S * self._scale)
             )
             worker.check()
-            time.sleep(0.5)
-            sent, inside = bench.watch_commands(IDLE_S)
-        told: dict[str, Any] = {
-            "samples": len(samples["start_us"]),
-            "idle_sent_per_s": sent / IDLE_S,
-            "idle_commands_per_s": (sent + inside) / IDLE_S,
-        }
+            told: dict[str, Any] = {"samples": len(samples["start_us"])}
+            if and_idle:
+                idle_s = max(1.0, IDLE_S * self._scale)
+                sent, inside = bench.watch_commands(idle_s)
+                told |= {"idle_sent_per_s": sent / idle_s, "idle_commands_per_s": (sent + inside) / idle_s}
         for name in ("start", "result"):
             told |= {f"{name}_{cut}_us": value for cut, value in percentiles(samples[f"{name}_us"]).items()}
         return told
