@@ -103,7 +103,7 @@ class Ours(Peer):
 class OursFifty(Ours):
     """Fifty agents that claim one item each."""
 
-    pace = 10_000
+    pace = 15_000
     settings = "50 agents in one process, one item each"
     workloads = frozenset({"drain", "scaling"})
     agents, batch, slots = 50, 1, 1
