@@ -71,7 +71,7 @@ class MessageBus:
         self._normal: deque[Heard] = deque()
         self._urgent: deque[Heard] = deque()
         self._room = mailbox
-        self._came = {True: asyncio.Event(), False: asyncio.Event()}
+        self._empty: dict[bool, asyncio.Future[None] | None] = {True: None, False: None}  # who waits for a message
         self._tasks: list[asyncio.Task[None]] = []
         self._unlisten: list[Callable[[], Any]] = []
 
@@ -235,21 +235,23 @@ class MessageBus:
                     "a mailbox is full; its oldest messages are dropped", agent=self.agent_id, dropped=self.dropped
                 )
         box.append(heard)
-        self._came[urgent].set()
+        empty = self._empty[urgent]
+        if empty is not None and not empty.done():
+            empty.set_result(None)
 
     async def _handle(self, urgent: bool) -> None:
-        box, came, n = (self._urgent if urgent else self._normal), self._came[urgent], 0
+        box, loop, n = (self._urgent if urgent else self._normal), asyncio.get_running_loop(), 0
         while True:
             if not box:
-                came.clear()
-                await came.wait()
+                empty = self._empty[urgent] = loop.create_future()
+                await empty
             heard = box.popleft()
             try:
                 message = heard.message
             except InvalidInputError as error:
                 log.warning("a message can't be read", channel=heard.channel, why=str(error))
                 continue
-            if message.is_expired():
+            if heard.is_expired():
                 self.expired += 1
                 continue
             for handler in [*self._handlers.get(message.type, ()), *self._handlers.get(EVERY, ())]:
@@ -262,7 +264,7 @@ class MessageBus:
         traceparent_of_work.set(message.traceparent)
         try:
             answer = handler(message)
-            if inspect.isawaitable(answer):
+            if answer is not None and inspect.isawaitable(answer):
                 await answer
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import structlog
@@ -32,11 +33,18 @@ HISTORY = 1000  # messages of each type that are kept
 class Heard:
     """A message as it came; read once for all agents of the process."""
 
-    __slots__ = ("_message", "body", "channel")
+    __slots__ = ("_deadline", "_message", "body", "channel")
 
     def __init__(self, channel: str, body: bytes) -> None:
         self.channel, self.body = channel, body
         self._message: Message | None = None
+        self._deadline: datetime | None = None
+
+    def is_expired(self) -> bool:
+        """Whether its deadline has passed; reckoned once for all who ask."""
+        if self._deadline is None:
+            self._deadline = self.message.deadline
+        return datetime.now(UTC) >= self._deadline
 
     @property
     def message(self) -> Message:
