@@ -54,8 +54,8 @@ class Arrivals:
 
     async def close(self) -> None:
         """Stop reading; whoever waits is cancelled."""
-        self._stop()
         tasks = [task for task in (self._beginning, self._reader) if task is not None]
+        self._stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -91,18 +91,33 @@ class Arrivals:
 
     async def _begin(self) -> None:
         self._reader = asyncio.create_task(self._read_on(await self._events.last_id()), name="arrivals")
+        self._reader.add_done_callback(self._tell_end)
 
     async def _read_on(self, start: str) -> None:
         while True:
             try:
-                async for entry_id, fields in self._events.entries(start):
+                async for entry_id, fields in self._events.entries(start, on_gap=self._look):
                     start = entry_id.decode()
                     self._tell(fields)
             except UnavailableError as error:
                 log.warning("the log is not read, trying again", why=str(error))
-            for all_of_item in self._waiting.values():  # what happened meanwhile may be lost with a failover: look
-                for each in all_of_item:
-                    _wake(each)
+
+    def _look(self) -> None:
+        """What happened while Redis was away may be missing in the log, as after a failover: everybody looks for himself."""
+        for all_of_item in self._waiting.values():
+            for each in all_of_item:
+                _wake(each)
+
+    def _tell_end(self, reader: asyncio.Task[None]) -> None:
+        """Reading ended, by an error that a repeat does not mend."""
+        error = None if reader.cancelled() else reader.exception()
+        if error is None:
+            return
+        log.error("the log can't be read", why=str(error))
+        for all_of_item in self._waiting.values():
+            for each in all_of_item:
+                if not each.done():
+                    each.set_exception(error)
 
     def _tell(self, fields: Mapping[bytes, bytes]) -> None:
         if not self._waiting:
@@ -117,6 +132,7 @@ class Arrivals:
             self._idle = None
         if self._reader is not None:
             self._reader.cancel()
+            self._reader = None  # it ends in the next turn of the loop: who comes before that needs another one
 
 
 def _wake(changed: asyncio.Future[None]) -> None:

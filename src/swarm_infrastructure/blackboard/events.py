@@ -10,7 +10,7 @@ together give the live state, as the whole log would. An event of kind ``truncat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,8 +154,14 @@ class EventLog:
             for event in read_entry(entry_id, fields):
                 yield event
 
-    async def entries(self, start: str) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
+    async def entries(
+        self, start: str, *, on_gap: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
         """The entries of the stream behind *start*, and then those that come, for ever: as Redis has them.
+
+        Args:
+            start: a stream id.
+            on_gap: called when Redis had been away: the log may have gone back behind what was read, as with a failover.
 
         Raises:
             StoreUnavailableError: Redis has been away for longer than calls are repeated.
@@ -163,8 +169,11 @@ class EventLog:
         while True:
             try:
                 found = await self._store.next_entries(self._keys.events, start, WAIT_S)
-            except UnavailableError:  # a read that is repeated waits for Redis to come back
-                found = await self._store.command("XRANGE", self._keys.events, f"({start}", "+", "COUNT", PAGE)
+            except UnavailableError:
+                newest = await self.last_id()  # a read that is repeated waits for Redis to come back
+                start = min(start, newest, key=place_in_log)
+                on_gap()
+                continue
             for entry_id, fields in found:
                 start = entry_id.decode()
                 yield entry_id, fields

@@ -17,7 +17,7 @@ from .lifecycle import Board
 
 __all__ = ["Intake"]
 
-AT_ONCE = 3  # calls of one submission under way: the next is made ready while Redis works, and they arrive in order
+AT_ONCE = 3  # calls of one submission under way: the next is made ready while Redis works. They arrive in order, unless repeated
 
 
 class Intake:
@@ -37,10 +37,11 @@ class Intake:
             return await self._send(submissions, rows, agent)
         answers: list[Submitted] = []
         sent: deque[asyncio.Task[list[Submitted]]] = deque()
+        at_once = 1 if self._store.replicas else AT_ONCE  # calls that wait for replicas have connections of their own
         try:
             for part in parts:
                 sent.append(asyncio.create_task(self._send(submissions[part], rows[part], agent)))
-                if len(sent) == AT_ONCE:
+                if len(sent) == at_once:
                     answers += await sent[0]
                     sent.popleft()
             while sent:

@@ -78,7 +78,9 @@ class Wire:
         return answers
 
     def sever(self) -> None:
-        """Cut it, as a network would: what is under way fails."""
+        """Cut it, as a network would: what is under way fails, and so does connecting."""
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._line is not None:
             self._line.abort()
 
@@ -96,12 +98,22 @@ class Wire:
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect(), name="connect")
             self._connecting.add_done_callback(_retrieve)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        await asyncio.wait({connecting})
+        if connecting.cancelled():  # by `sever` or `close`: who asks was not cancelled, and may ask elsewhere
+            raise refused.ConnectionError("Connection closed.")
+        return connecting.result()
 
     async def _connect(self) -> _Line:
         connection = self._make()
-        async with asyncio.timeout(self._timeout_s):
-            await connection.connect()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            if connection._writer is not None:  # it stood, but was not greeted
+                connection._writer.transport.abort()
+                connection._reader = connection._writer = None
+            raise
         self._line = _Line(connection)
         return self._line
 
@@ -142,6 +154,9 @@ class _Line(asyncio.Protocol):
         self._unsent += packed
         due = self._loop.time() + within_s
         self._waiting.extend((due, answer) for answer in answers)
+        if self._watch is not None and self._watch.when() > due:  # set for an earlier call, which was allowed more time
+            self._watch.cancel()
+            self._watch = None
         if self._watch is None:
             self._watch = self._loop.call_later(within_s, self._look)
         return answers

@@ -52,7 +52,7 @@ class _Queue:
     waiting: dict[_Waiting, None] = field(default_factory=dict)  #: in the order of arrival
     listening: list[_Waiting] = field(default_factory=list)  #: those for whom a claim waits in Redis
     claim: asyncio.Task[float | None] | None = None  #: that claim
-    woken: bool = False  #: the own bell has rung for it
+    waking: asyncio.Task[None] | None = None  #: rings the own bell for it
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     closing: bool = False
@@ -141,10 +141,12 @@ class WaitingRoom:
             await asyncio.wait({claim}, timeout=LEAVE_S)
 
     async def _wake(self, queue: _Queue) -> None:
-        """End the claim that waits in Redis."""
-        if queue.woken:
-            return
-        queue.woken = True
+        """End the claim that waits in Redis. Who is cancelled meanwhile does not keep the bell from ringing."""
+        if queue.waking is None:
+            queue.waking = asyncio.create_task(self._ring(queue), name=f"wake {queue.lanes[0]}")
+        await asyncio.wait({queue.waking})
+
+    async def _ring(self, queue: _Queue) -> None:
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._store.commands(
@@ -163,8 +165,8 @@ class WaitingRoom:
             if new:
                 due_s = await self._deal(queue, new, None)
             if queue.claim is not None and queue.claim.done():
-                due_s = queue.claim.result()
-                queue.claim, queue.listening = None, []
+                ended, queue.claim, queue.listening = queue.claim, None, []
+                due_s = ended.result()
             if not queue.waiting and queue.claim is None:
                 return
             if any(not each.asked for each in queue.waiting):
@@ -183,7 +185,7 @@ class WaitingRoom:
         if not listening:
             return
         bells = [*(self._keys.lane(lane).bell for lane in queue.lanes), queue.wake]
-        queue.listening, queue.woken = listening, False
+        queue.listening, queue.waking = listening, None
         queue.claim = asyncio.create_task(
             self._deal(queue, listening, (bells, self._patience_s(queue, due_s))), name=f"claims later {queue.lanes[0]}"
         )
