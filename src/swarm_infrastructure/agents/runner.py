@@ -70,6 +70,8 @@ class Runner:
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._at_work: set[asyncio.Task[None]] = set()  # of those, whose handlers have not ended yet
+        self._kept_free = 0  # slots for items that it was told to take over
+        self._look_again = False  # its task was cancelled to count its slots anew
         self._draining = self._handing_back = self._set_up = False
         self._cycle: asyncio.Task[None] | None = None  # of an agent that cycles by hand
         self.left = False  #: it has stopped, and is not registered any more
@@ -230,7 +232,7 @@ class Runner:
         while not self._stopping.is_set():
             # a slot is free once its handler has ended: the next claim travels behind the ending, in the same call to the
             # network. As many endings as there are slots may be without an answer.
-            free = min(slots - len(self._at_work), 2 * slots - len(self._hands))
+            free = min(slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands))
             self._idle = True
             try:
                 if free <= 0:
@@ -240,7 +242,11 @@ class Runner:
             except asyncio.CancelledError:
                 if self._stopping.is_set():
                     return  # told to stop: what was claimed in that moment is handed back already
-                raise
+                task = asyncio.current_task()
+                if not self._look_again or task is None or task.uncancel():
+                    raise
+                self._look_again = False
+                continue
             finally:
                 self._idle = False
             for each in claimed:
@@ -430,9 +436,10 @@ class Runner:
         gives_up_at, pause_s = loop.time() + ASSIGNED_S, 0.05
         slots = agent.slots or (agent.claims.batch if agent.claims else 1)
         while not self._stopping.is_set() and loop.time() < gives_up_at:
-            if len(self._hands) >= slots:
+            if len(self._at_work) + self._kept_free >= slots:
                 await asyncio.sleep(pause_s)
                 continue
+            self._keep_free(1)
             try:
                 item = await board.find(item_id)
                 if item is None or not (item.holder or board.board.is_ready(item.section, item.status)):
@@ -446,8 +453,18 @@ class Runner:
                 log.debug("not taken over", item=item_id, agent=agent.agent_id, why=str(error))
             except UnavailableError as error:
                 log.warning("not taken over yet", item=item_id, agent=agent.agent_id, why=str(error))
+            finally:
+                self._keep_free(-1)
             await asyncio.sleep(pause_s * (0.5 + self._random.random()))
             pause_s = min(pause_s * 2, 1.0)
+
+    def _keep_free(self, slots: int) -> None:
+        """Keep so many more slots free of what it claims by itself; a claim that waits counted on them."""
+        self._kept_free += slots
+        self._free()
+        if slots > 0 and self._idle and self._task is not None and not self._look_again:
+            self._look_again = True
+            self._task.cancel()
 
     # -- agents that override _process_cycle ------------------------------------------------------------------------------
 

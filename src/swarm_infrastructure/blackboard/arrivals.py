@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,6 +19,16 @@ log = structlog.get_logger(__name__)
 LINGER_S = 5.0  # how long the log is read on when nobody waits any more: the next one begins sooner
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    wanted: frozenset[bytes]
+    news: asyncio.Future[bool]  #: True: it has come; False: look whether it has
+
+    def tell(self, *, there: bool) -> None:
+        if not self.news.done():
+            self.news.set_result(there)
+
+
 class Arrivals:
     """Who waits for which items of a board.
 
@@ -30,7 +41,7 @@ class Arrivals:
     def __init__(self, events: EventLog, board: Board, *, get: Callable[[str], Awaitable[Item]]) -> None:
         self._events, self._board, self._get = events, board, get
         self._over = frozenset({*board.final, board.quarantine})
-        self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[bytes, list[_Waiter]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._beginning: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -42,15 +53,17 @@ class Arrivals:
         if unknown := wanted - known - self._over:
             raise InvalidInputError("status", found=", ".join(sorted(unknown)), needed="one of the board's")
         await self._read()
-        while True:
-            changed = self._next_change(item_id.encode())
-            try:
+        waiter = self._enter(item_id, wanted)
+        try:
+            while True:
                 item = await self._get(item_id)
                 if item.status in wanted:
                     return item
-                await changed
-            finally:
-                self._forget(item_id.encode(), changed)
+                if await waiter.news:  # it was there, and may have moved on since
+                    return await self._get(item_id)
+                waiter.news = asyncio.get_running_loop().create_future()
+        finally:
+            self._leave(item_id, waiter)
 
     async def close(self) -> None:
         """Stop reading; whoever waits is cancelled."""
@@ -61,21 +74,21 @@ class Arrivals:
         await asyncio.gather(*tasks, return_exceptions=True)
         for all_of_item in self._waiting.values():
             for each in all_of_item:
-                each.cancel()
+                each.news.cancel()
 
-    def _next_change(self, item_id: bytes) -> asyncio.Future[None]:
-        changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(item_id, []).append(changed)
+    def _enter(self, item_id: str, wanted: frozenset[str]) -> _Waiter:
+        waiter = _Waiter(frozenset(status.encode() for status in wanted), asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(item_id.encode(), []).append(waiter)
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        return changed
+        return waiter
 
-    def _forget(self, item_id: bytes, changed: asyncio.Future[None]) -> None:
-        all_of_item = self._waiting[item_id]
-        all_of_item.remove(changed)
+    def _leave(self, item_id: str, waiter: _Waiter) -> None:
+        all_of_item = self._waiting[item_id.encode()]
+        all_of_item.remove(waiter)
         if not all_of_item:
-            del self._waiting[item_id]
+            del self._waiting[item_id.encode()]
         if not self._waiting and self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(LINGER_S, self._stop)
 
@@ -87,6 +100,7 @@ class Arrivals:
             return
         if self._beginning is None or self._beginning.done():
             self._beginning = asyncio.create_task(self._begin(), name="arrivals begin")
+            self._beginning.add_done_callback(_retrieve)
         await asyncio.shield(self._beginning)
 
     async def _begin(self) -> None:
@@ -106,7 +120,7 @@ class Arrivals:
         """What happened while Redis was away may be missing in the log, as after a failover: everybody looks for himself."""
         for all_of_item in self._waiting.values():
             for each in all_of_item:
-                _wake(each)
+                each.tell(there=False)
 
     def _tell_end(self, reader: asyncio.Task[None]) -> None:
         """Reading ended, by an error that a repeat does not mend."""
@@ -116,15 +130,20 @@ class Arrivals:
         log.error("the log can't be read", why=str(error))
         for all_of_item in self._waiting.values():
             for each in all_of_item:
-                if not each.done():
-                    each.set_exception(error)
+                if not each.news.done():
+                    each.news.set_exception(error)
 
     def _tell(self, fields: Mapping[bytes, bytes]) -> None:
         if not self._waiting:
             return
+        _, _, status = fields.get(b"to", b"").partition(b"/")
+        status = status.partition(b"/")[0]
         for row in fields.get(b"items", b"").split(b","):
             for each in self._waiting.get(row.partition(b" ")[0], ()):
-                _wake(each)
+                if status in each.wanted:
+                    each.tell(there=True)
+                elif not status:  # it was deleted
+                    each.tell(there=False)
 
     def _stop(self) -> None:
         if self._idle is not None:
@@ -135,6 +154,7 @@ class Arrivals:
             self._reader = None  # it ends in the next turn of the loop: who comes before that needs another one
 
 
-def _wake(changed: asyncio.Future[None]) -> None:
-    if not changed.done():
-        changed.set_result(None)
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at the outcome: what failed when nobody waited any more is nothing to warn of."""
+    if not task.cancelled():
+        task.exception()
