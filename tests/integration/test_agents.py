@@ -445,3 +445,42 @@ async def test_heartbeats_show_who_lives(redis_server: Any) -> None:
         worker.tell_to_stop()
         async with asyncio.timeout(SOON_S):
             await task
+
+
+async def test_an_agent_that_takes_over_an_item_has_no_more_at_work_than_it_has_slots(
+    swarm: SwarmInfrastructure,
+) -> None:
+    at_work, most, go = list[str](), 0, asyncio.Event()
+
+    class One(BaseAgent):
+        claims = Claims("jobs")
+        slots = 1
+
+        async def process(self, item: Item, work: Work) -> None:
+            nonlocal most
+            at_work.append(item.id)
+            most = max(most, len(at_work))
+            await go.wait()
+            at_work.remove(item.id)
+
+    async def waits_in_redis() -> bool:
+        return int((await swarm.blackboard.store.info())["blocked_clients"]) >= 1
+
+    async def has_it() -> bool:
+        return at_work == ["given"]
+
+    worker, run = await running(swarm, One("one", swarm=swarm))
+    await until(waits_in_redis)
+    await swarm.blackboard.submit(Submission(id="given", section="jobs", payload={}, delay_s=60.0))
+    [runner] = worker.runners
+    await runner._take_over("given")
+    await until(has_it)
+    await submit(swarm, "next")
+    await asyncio.sleep(0.3)  # it would have been taken
+    assert most == 1
+
+    go.set()
+    await until(lambda: all_done(swarm, 2))
+    assert most == 1
+    worker.tell_to_stop()
+    await run
