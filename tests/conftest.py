@@ -64,6 +64,13 @@ async def store(redis_server: RedisServer, connect: Connect) -> Store:
 
 
 @pytest.fixture
+def one_server(request: pytest.FixtureRequest) -> None:
+    """For tests of what is between this process and one server: a cluster has several, and other tests."""
+    if str(request.config.getoption("--redis-kind")).endswith("cluster"):
+        pytest.skip("about the connection to one server")
+
+
+@pytest.fixture
 async def open_board(store: Store, request: pytest.FixtureRequest) -> AsyncIterator[OpenBoard]:
     """Opens boards that are closed with the test, and audited: ``board = await open_board(job_board("jobs"))``."""
     opened: list[Blackboard] = []

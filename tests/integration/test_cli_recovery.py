@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_breakers_are_listed_opened_and_closed(swarm: Swarm, on_redis: Any) -> N
     code, out, _ = swarm("breakers", "--output", "json")
     [row] = json.loads(out)
     assert (code, row["name"], row["state"], 80 < row["wait_s"] <= 90) == (0, "runway", "open", True)
-    assert "in 90 s" in swarm("breakers", "list")[1] or "in 89 s" in swarm("breakers", "list")[1]
+    assert re.search(r"in (90|8\d) s", swarm("breakers", "list")[1])
     assert swarm("breakers", "close", "runway")[2] == "swarm: closed runway\n"
     assert swarm("breakers", "close", "runway")[2] == "swarm: runway was closed already\n"
     assert swarm("breakers", "open", "two words")[0] == 2

@@ -16,6 +16,8 @@ from redis.retry import Retry
 from swarm_infrastructure.errors import ConfigurationError
 from swarm_infrastructure.testing import RedisServer, available_servers
 
+pytestmark = pytest.mark.usefixtures("one_server")
+
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:

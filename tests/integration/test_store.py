@@ -470,11 +470,11 @@ async def test_a_thousand_calls_at_once_are_not_taken_for_an_outage(store: Store
 
 
 async def test_of_several_lists_the_first_entry_is_taken_and_told_where_it_was(store: Store) -> None:
-    popping = asyncio.create_task(store.pop(["first", "second"], 5))
-    await store.command("LPUSH", "second", "1")
+    popping = asyncio.create_task(store.pop(["swarm:{lists}:first", "swarm:{lists}:second"], 5))
+    await store.command("LPUSH", "swarm:{lists}:second", "1")
 
-    assert await in_time(popping) == ("second", b"1")
-    assert await store.pop(["first", "second"], 0.05) is None
+    assert await in_time(popping) == ("swarm:{lists}:second", b"1")
+    assert await store.pop(["swarm:{lists}:first", "swarm:{lists}:second"], 0.05) is None
 
 
 # --- out of memory ----------------------------------------------------------------------------------------------------

@@ -131,8 +131,9 @@ async def test_who_is_woken_holds_the_item_before_it_has_heard_of_it(board: Blac
         *submit.args[4:-1],
         "{}",
     )
-    assert ask_once(board.store.url, *words) == ["submitted"]
-    record = ask_once(board.store.url, "HGET", board.keys.items, "a")
+    server = (await board.store._topology.node(board.keys.items)).url
+    assert ask_once(server, *words) == ["submitted"]
+    record = ask_once(server, "HGET", board.keys.items, "a")
 
     assert "|worker_1|" in record
     assert ids(await in_time(waiting, SOON_S)) == ["a"]

@@ -14,6 +14,8 @@ from swarm_infrastructure.blackboard import Blackboard, Submission
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.store.nodes import Node
 
+pytestmark = pytest.mark.usefixtures("one_server")
+
 
 @asynccontextmanager
 async def a_silent_server() -> AsyncIterator[str]:

@@ -12,6 +12,8 @@ from swarm_infrastructure.store import Store
 from swarm_infrastructure.store.nodes import Node
 from swarm_infrastructure.testing import RedisServer
 
+pytestmark = pytest.mark.usefixtures("one_server")
+
 
 async def node_of(store: Store) -> Node:
     [node] = await store._topology.nodes()
