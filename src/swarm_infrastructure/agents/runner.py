@@ -69,7 +69,7 @@ class Runner:
         self._reaping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._hands: dict[asyncio.Task[None], Lease] = {}
-        self._at_work: set[asyncio.Task[None]] = set()  # of those, whose handlers have not ended yet
+        self._at_work: set[Lease] = set()  # of those, whose handlers have not ended yet
         self._kept_free = 0  # slots for items that it was told to take over
         self._look_again = False  # its task was cancelled to count its slots anew
         self._draining = self._handing_back = self._set_up = False
@@ -286,17 +286,17 @@ class Runner:
 
     def _take(self, claimed: Claimed, parse: Any) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
-        task = asyncio.create_task(self._handle(claimed, lease, parse))
-        lease.on_lost = lambda _why: cancel(task)
+        task = asyncio.get_running_loop().create_task(self._handle(claimed, lease, parse))
+        lease.on_lost = task.cancel
         self._hands[task] = lease
-        self._at_work.add(task)
+        self._at_work.add(lease)
         self.status = "working"
         task.add_done_callback(self._let_go)
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         lease = self._hands.pop(task)
-        if task in self._at_work:  # it was cancelled before it began
-            self._at_work.discard(task)
+        if lease in self._at_work:  # it was cancelled before it began
+            self._at_work.discard(lease)
             if not lease.lost:
                 claims = self._swarm.blackboard.claims
                 claims.end(claims.hand_back_of(lease.claim, reason="the agent stopped"))
@@ -315,7 +315,7 @@ class Runner:
     async def _handle(self, claimed: Claimed, lease: Lease, parse: Any) -> None:
         work = Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome = await self._process(claimed, work, parse)
-        self._at_work.discard(asyncio.current_task())
+        self._at_work.discard(lease)
         self._free()  # who waits for the slot runs after the ending was given away to be sent
         if outcome is not None:
             await self._finish(work, outcome)
@@ -368,9 +368,20 @@ class Runner:
         return self._draining or self._handing_back or self._stopping.is_set()
 
     async def _finish(self, work: Work, outcome: Outcome) -> None:
+        board = self._swarm.blackboard
         while not work.lost:
             try:
-                await self._end(work, outcome)
+                if (
+                    isinstance(outcome, Complete) and outcome.patch is None
+                ):  # nearly always: the answer comes straight here
+                    await board.claims.end(
+                        board.completion_of(
+                            work.claim, outcome.to, requires=outcome.requires, result=outcome.result,
+                            reason=outcome.reason, delay_s=outcome.delay_s,
+                        )
+                    )  # fmt: skip
+                else:
+                    await self._end(work, outcome)
                 return
             except ClaimLostError as error:
                 log.warning("dropped", item=work.item.id, agent=self.agent.agent_id, why=error.why)
@@ -523,8 +534,3 @@ async def _end(tasks: set[asyncio.Task[None]], within_s: float) -> None:
             _, left = await asyncio.wait(left, timeout=max(within_s, 0.1) / (n + 1))
     if left:
         log.error("did not end", tasks=[task.get_name() for task in left])
-
-
-def cancel(task: asyncio.Task[None]) -> None:
-    """Cancel *task*; a callback must give None."""
-    task.cancel()

@@ -32,7 +32,7 @@ from ..store import Store
 from ..telemetry import current_trace
 from .arrivals import Arrivals
 from .changes import TRIES, Changes
-from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending, Kind
+from .claims import MOST_PER_CALL, Claim, ClaimDesk, Claimed, ClaimRequest, Ending
 from .events import Event, EventLog
 from .items import (
     DEFAULT_PRIORITY,
@@ -469,23 +469,37 @@ class Blackboard:
             ClaimLostError: the lease ran out; nothing was written.
             WrongStatusError: the board allows no such step; the claim still holds.
         """
-        target = self._destination(claim, to, requires)
-        kept = dump_json(result, f"result of item {claim.item_id!r}") if result is not None else b""
+        ending = self.completion_of(claim, to, requires=requires, result=result, reason=reason, delay_s=delay_s)
+        if patch is None:
+            return (await self._end(ending))[1]
         for _ in range(TRIES):
-            payload, version = b"", 0
-            if patch is not None:
-                item = of or await self.find(claim.item_id)
-                if item is None:
-                    raise ClaimLostError(claim.item_id, claim.agent_id, claim.token, "the item was deleted")
-                payload, version = dump_payload(merge(item.payload, patch)), item.version
-            ending = self._ending(
-                claim, "complete", target, reason=reason, delay_s=delay_s, payload=payload, version=version, result=kept,
-            )  # fmt: skip
+            item = of or await self.find(claim.item_id)
+            if item is None:
+                raise ClaimLostError(claim.item_id, claim.agent_id, claim.token, "the item was deleted")
+            ending.payload, ending.version = dump_payload(merge(item.payload, patch)), item.version
             try:
                 return (await self._end(ending))[1]
             except VersionConflictError:
                 of = None  # somebody updated it meanwhile: merge into what it is now
-        raise VersionConflictError(claim.item_id, found=0, needed=version)
+        raise VersionConflictError(claim.item_id, found=0, needed=ending.version)
+
+    def completion_of(
+        self,
+        claim: Claim,
+        to: Place | str | None = None,
+        *,
+        requires: str = "",
+        result: Any = None,
+        reason: str = "",
+        delay_s: float = 0.0,
+    ) -> Ending:
+        """The ending that completes *claim*, for `ClaimDesk.end`; see `complete`, which sends it."""
+        return Ending(
+            claim=claim, kind="complete", to=self._destination(claim, to, requires),
+            quarantine=self.claims.quarantine_of(claim.lane), delay_s=delay_s, reason=one_line(reason) if reason else "",
+            trace=current_trace(),
+            result=dump_json(result, f"result of item {claim.item_id!r}") if result is not None else b"",
+        )  # fmt: skip
 
     async def fail(
         self, claim: Claim, error: str, *, retry_in_s: float = 0.0, give_up: bool = False, reason: str = ""
@@ -508,14 +522,11 @@ class Blackboard:
                 "error": clean_text(error, 4096),
             }
         )
-        ending = self._ending(
-            claim,
-            "give_up" if give_up else "fail",
-            self.claims.retry_of(claim.lane),
-            reason=reason or error,
-            delay_s=retry_in_s,
-            error=line,
-        )
+        ending = Ending(
+            claim=claim, kind="give_up" if give_up else "fail", to=self.claims.retry_of(claim.lane),
+            quarantine=self.claims.quarantine_of(claim.lane), delay_s=retry_in_s, reason=one_line(reason or error),
+            trace=current_trace(), error=line,
+        )  # fmt: skip
         return (await self._end(ending))[0]
 
     async def hand_back(self, claim: Claim, *, reason: str = "", delay_s: float = 0.0) -> int:
@@ -544,12 +555,6 @@ class Blackboard:
                 )  # fmt: skip
             place = Place.parse(section.then[claimed])
         return self._destinations.setdefault(asked, lane_name(place.section, place.status, requires))
-
-    def _ending(self, claim: Claim, kind: Kind, to: str, *, reason: str, **facts: Any) -> Ending:
-        return Ending(
-            claim=claim, kind=kind, to=to, quarantine=self.claims.quarantine_of(claim.lane),
-            reason=one_line(reason) if reason else "", trace=current_trace(), **facts,
-        )  # fmt: skip
 
     async def _end(self, ending: Ending) -> tuple[str, int]:
         answer = await self.claims.end(ending)

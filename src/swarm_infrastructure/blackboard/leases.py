@@ -33,7 +33,7 @@ class Lease:
     """A claim that is being kept."""
 
     claim: Claim
-    on_lost: Callable[[str], None] | None
+    on_lost: Callable[[str], object] | None
     confirmed_at: float  #: monotonic; when the last renewal that was confirmed had been sent
     lost: str = ""  #: why the claim is lost; "" while it holds
 
@@ -77,7 +77,7 @@ class LeaseKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def keep(self, claim: Claim, on_lost: Callable[[str], None] | None = None) -> Lease:
+    def keep(self, claim: Claim, on_lost: Callable[[str], object] | None = None) -> Lease:
         """Renew *claim* until `drop`; call *on_lost* with the reason if it can't be held."""
         lease = Lease(claim, on_lost, claim.taken_at)
         self._leases[claim.item_id, claim.token] = lease

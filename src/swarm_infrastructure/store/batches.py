@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -50,7 +50,6 @@ class Batches(Generic[Request, Answer]):
     def send(self, request: Request) -> asyncio.Future[Answer]:
         """Send *request* with those of the same moment."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(_retrieve)
         self._waiting.append((request, answer))
         if not self._gathering and self._sending < self._at_once:
             self._gathering = True
@@ -87,11 +86,6 @@ class Batches(Generic[Request, Answer]):
                 continue
             if isinstance(answer, Exception):
                 future.set_exception(answer)
+                future.exception()  # looked at: a failed request of a caller that went away is nothing to warn of
             else:
                 future.set_result(answer)
-
-
-def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """Look at the outcome: a failed request of a caller that went away is nothing to warn of."""
-    if not answer.cancelled():
-        answer.exception()

@@ -163,19 +163,23 @@ class Store:
         words = ("FCALL", PREFIX + function, len(keys), *keys, *args)
         copied = key if self.replicas and function not in self._library.readers else None
 
-        async def send(node: Node, asking: bool) -> Any:
+        # plain functions that give coroutines: each coroutine on the way costs every call, and every answer
+        def send(node: Node, asking: bool) -> Awaitable[Any]:
             nonlocal after
             if after is not None and not asking:
                 (bells, timeout_s), after = after, None
-                return await self._wait_and_ask(node, bells, timeout_s, words, copied)
+                return self._wait_and_ask(node, bells, timeout_s, words, copied)
             if copied is None and not asking:
-                return await (node.leases if leases else node.calls).ask(*words)
+                return (node.leases if leases else node.calls).ask(*words)
+            return send_in_turn(node, asking)
+
+        async def send_in_turn(node: Node, asking: bool) -> Any:
             async with contextlib.nullcontext() if leases else node.turns, asyncio.timeout(self.timeout_s):
                 [answer] = await self._exchange(node.commands, [words], copied, asking=asking)
             return answer
 
-        async def ask() -> Any:
-            return await self._redirected(key, send)
+        def ask() -> Awaitable[Any]:
+            return self._redirected(key, send)
 
         try:
             return await self._insist(ask, once=once)

@@ -147,14 +147,15 @@ class ClaimDesk:
             case [b"claimed", token, ends_ms, now_ms, due_ms, *rows] if len(rows) == len(requests):
                 taken_at = self._time_of(int(now_ms), asked_at, waited=after is not None)
                 due_s = (int(due_ms) - int(now_ms)) / 1000 if due_ms else None
+                given = (int(token or 0), int(ends_ms), lease_s, taken_at)
                 hands: list[list[Claimed] | str] = []
                 for request, hand in zip(requests, rows, strict=True):
                     if isinstance(hand, bytes):
                         hands.append(hand.decode())
                         continue
-                    rows_of = zip(hand[0::3], hand[1::3], hand[2::3], strict=True)
                     found = [
-                        self._claimed(*row, request.agent_id, token, ends_ms, lease_s, taken_at) for row in rows_of
+                        self._claimed(name, record, payload, request.agent_id, *given)
+                        for name, record, payload in zip(hand[0::3], hand[1::3], hand[2::3], strict=True)
                     ]
                     hands.append([each for each in found if each is not None])
                 return Hands(hands, due_s)
@@ -179,8 +180,8 @@ class ClaimDesk:
         record: bytes,
         payload: bytes | None,
         agent_id: str,
-        token: bytes,
-        ends_ms: bytes,
+        token: int,
+        ends_at_ms: int,
         lease_s: float,
         taken_at: float,
     ) -> Claimed | None:
@@ -195,8 +196,8 @@ class ClaimDesk:
         claim = Claim(
             item_id=name,
             agent_id=agent_id,
-            token=int(token),
-            ends_at_ms=int(ends_ms),
+            token=token,
+            ends_at_ms=ends_at_ms,
             lease_s=lease_s,
             lane=item.claimed_from,
             taken_at=taken_at,
@@ -248,7 +249,8 @@ class ClaimDesk:
         )
         match answer:
             case [b"claimed", token, ends_ms, record, payload]:
-                return self._claimed(item_id.encode(), record, payload, agent_id, token, ends_ms, lease_s, taken_at)
+                given = (int(token), int(ends_ms), lease_s, taken_at)
+                return self._claimed(item_id.encode(), record, payload, agent_id, *given)
             case [b"held" | b"lane" | b"delayed" | b"gate", _]:
                 return None
             case [b"missing"]:

@@ -26,6 +26,7 @@ from .values import MOST_PER_CALL, Ending
 __all__ = ["Endings"]
 
 log = structlog.get_logger(__name__)
+_ENDED = {kind.encode(): kind for kind in ("completed", "failed", "quarantined", "handed_back", "revoked")}
 
 
 class Endings:
@@ -104,10 +105,11 @@ def _alike(ending: Ending) -> tuple[Any, ...]:
 
 
 def _read(ending: Ending, answer: Any) -> tuple[str, int] | Exception:
+    ended = _ENDED.get(answer[0]) if isinstance(answer, list) else None
+    if ended is not None:
+        return ended, int(answer[1])
     claim = ending.claim
     match answer:
-        case [(b"completed" | b"failed" | b"quarantined" | b"handed_back" | b"revoked") as kind, version]:
-            return kind.decode(), int(version)
         case [b"lost", why]:
             return ClaimLostError(claim.item_id, claim.agent_id, claim.token, why.decode())
         case [b"missing"]:

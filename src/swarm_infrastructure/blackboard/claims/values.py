@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+import binascii
+import os
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -114,4 +115,4 @@ def work_under(claim: Claim) -> None:
 
 def new_request() -> str:
     """An id for one call: a repeat carries the same one and gets the first answer."""
-    return secrets.token_urlsafe(6)
+    return binascii.b2a_base64(os.urandom(6), newline=False).decode()
