@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from swarm_infrastructure import Blackboard, Budget, Submission, job_board
 from swarm_infrastructure.blackboard.claims import ClaimRequest
+from swarm_infrastructure.blackboard.clock import read_clock_ms
 from swarm_infrastructure.blackboard.retention import LogBound, Retention, take_turn
 from swarm_infrastructure.consensus import Debates
 from swarm_infrastructure.cost_manager import Ledger, Spender
@@ -46,6 +47,7 @@ async def do_everything(store: Store, namespace: str) -> None:
     """All of it; *namespace* holds nothing yet."""
     async with Blackboard(store, BOARD, namespace=namespace) as board:  # register_board
         await store.library_digest()
+        await read_clock_ms(store, board.keys)  # now
         await _items(board)
         await _money(store, board.keys)
         await _debates(store, board.keys)

@@ -16,10 +16,10 @@ from ..errors import InvalidInputError
 from ..keys import BoardKeys
 from ..store import Store
 from .audit import Breach
+from .clock import read_clock_ms
 from .findings import Findings
 from .items import Item, read_item
 from .lifecycle import Board
-from .waits import read_clock_ms
 
 __all__ = ["audit_traces"]
 

@@ -18,6 +18,7 @@ import orjson
 from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from ..keys import check_id, check_name
 from .claims import Claim, Ending
+from .clock import read_clock_ms
 from .items import Item, clean_text, dump_json
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ class AgentRegistry:
 
     async def _ms_ago(self, seconds: float) -> int:
         """So long ago, in ms since the epoch on Redis' clock."""
-        clock, offset = await self._store.commands(("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"))
-        return int(clock[0]) * 1000 + int(offset or 0) - int(seconds * 1000)
+        return await read_clock_ms(self._store, self._keys) - int(seconds * 1000)
 
     async def _alive(self) -> set[str]:
         since = await self._ms_ago(self._dead_after_s)

@@ -56,7 +56,7 @@ class RetentionRound:
 
 def pages_per_round(size: int, page: int, least: int) -> int:
     """How many pages of something that holds *size* are to be looked at in a round."""
-    return max(least, -(-size // (page * ROUNDS)))
+    return max(least, -(-size // (page * ROUNDS))) if size else 0
 
 
 async def take_turn(store: Store, key: str, every_s: float) -> bool:

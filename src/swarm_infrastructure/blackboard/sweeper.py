@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 LANES_PER_CALL = 50
 IDLE_EVERY_S = 60.0  # where nothing is done
+LONGER = 4  # times the pause before, after a round in which nothing was done: two more rounds, and it is a minute
 FORGET_AFTER_S = 24 * 3600  # long enough to see in the morning what died at night
 
 
@@ -86,7 +87,7 @@ class Sweeper:
         pause_s = self._every_s
         while True:
             await asyncio.sleep(pause_s * (0.75 + chance.random() / 2))
-            pause_s = min(2 * pause_s, max(IDLE_EVERY_S, self._every_s))
+            pause_s = min(LONGER * pause_s, max(IDLE_EVERY_S, self._every_s))
             try:
                 ended = await self.run_once()
                 if ended:

@@ -9,6 +9,7 @@ on it: where it can't be written, the wait goes on all the same.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -23,8 +24,9 @@ from ..errors import SwarmError
 from ..keys import BoardKeys
 from ..store import Store
 from .claims import current_claim
+from .clock import read_clock_ms
 
-__all__ = ["RECORDED_AFTER_S", "Wait", "WaitKind", "Waits", "locks_in_hand", "read_clock_ms"]
+__all__ = ["RECORDED_AFTER_S", "Wait", "WaitKind", "Waits", "locks_in_hand"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,12 +64,6 @@ def take_in_hand(resource: str, token: int) -> None:
 def let_go(resource: str, token: int) -> None:
     """The running task holds that lock no more."""
     _in_hand.set(tuple(each for each in _in_hand.get() if each != (resource, token)))
-
-
-async def read_clock_ms(store: Store, keys: BoardKeys) -> int:
-    """Milliseconds since the epoch, on Redis' clock as the board's functions have it."""
-    clock, offset = await store.commands(("TIME",), ("HGET", keys.rules, "clock_offset_ms"))
-    return int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
 
 
 class Waits:
@@ -125,25 +121,24 @@ class Waits:
 
     async def list(self) -> list[Wait]:
         """Every wait that is written down, the longest first; those of processes that are gone are left out."""
-        clock, offset, rows = await self._store.commands(
-            ("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"), ("HGETALL", self._keys.waits)
-        )
-        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(offset or 0)
+        return await self._lasting(await self._store.command("HGETALL", self._keys.waits))
+
+    async def _lasting(self, rows: Mapping[bytes, bytes]) -> builtins.list[Wait]:
+        if not rows:
+            return []
+        now_ms = await read_clock_ms(self._store, self._keys)
         return sorted(
             (wait for wait in _read(rows) if wait.ends_ms > now_ms), key=lambda wait: (wait.since_ms, wait.id)
         )
 
-    async def sweep(self) -> int:
-        """Drop the entries of processes that are gone. Returns how many there were."""
+    async def sweep(self) -> builtins.list[Wait]:
+        """Drop the entries of processes that are gone. Returns the others, as `list` does."""
         rows = await self._store.command("HGETALL", self._keys.waits)
-        if not rows:
-            return 0
-        now_ms = await read_clock_ms(self._store, self._keys)
-        kept = {wait.id for wait in _read(rows) if wait.ends_ms > now_ms}
-        gone = [name for name in rows if name.decode() not in kept]
+        lasting = await self._lasting(rows)
+        gone = rows.keys() - {wait.id.encode() for wait in lasting}
         if gone:
             await self._store.command("HDEL", self._keys.waits, *gone)
-        return len(gone)
+        return lasting
 
     async def close(self) -> None:
         """Wait until what has ended is forgotten."""

@@ -17,6 +17,7 @@ import orjson
 from ..blackboard import Claim
 from ..blackboard.blackboard import Blackboard
 from ..blackboard.claims import current_claim
+from ..blackboard.clock import read_clock_ms
 from ..errors import ClaimLostError, InvalidInputError, ItemHeldError, LibraryMismatchError, WrongStatusError
 from ..keys import check_id
 
@@ -162,8 +163,7 @@ class Checkpoints:
 
     async def sweep(self) -> None:
         """Forget the names of what ended by itself."""
-        clock, ahead = await self._store.commands(("TIME",), ("HGET", self._keys.rules, "clock_offset_ms"))
-        now_ms = int(clock[0]) * 1000 + int(clock[1]) // 1000 + int(ahead or 0)
+        now_ms = await read_clock_ms(self._store, self._keys)
         await self._store.command("ZREMRANGEBYSCORE", self._keys.checkpoints, "-inf", now_ms)
 
     def _own_claim(self, task_id: str) -> Claim | None:

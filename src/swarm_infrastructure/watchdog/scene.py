@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..blackboard import Blackboard
+from ..blackboard.clock import read_clock_ms
 from ..blackboard.events import Event, read_entry
 from ..blackboard.items import read_item
 from ..blackboard.locks import lock_board_name
 from ..blackboard.queries import QUEUE
 from ..blackboard.registry import AgentState, AgentStatus
-from ..blackboard.waits import Wait, read_clock_ms
+from ..blackboard.waits import Wait
 from ..cost_manager.records import Paused
 from ..errors import InvalidInputError
 from ..failure_recovery.circuit_breaker import Breakers, BreakerState

@@ -23,8 +23,7 @@ class Watchdog:
 
     async def run_once(self) -> list[Standstill]:
         """Look once. Returns the wait cycles that were not there the last time; each is logged as well."""
-        await self._blackboard.waits.sweep()
-        if not await self._blackboard.waits.list():  # the rule: a board on which nobody waits costs two small reads
+        if not await self._blackboard.waits.sweep():  # the rule: a board on which nobody waits costs one small read
             self._known.clear()
             return []
         scene = await read_scene(self._blackboard)

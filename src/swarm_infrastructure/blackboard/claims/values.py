@@ -100,6 +100,7 @@ class Ending:
             check_seconds(f"delay_s of item {self.claim.item_id!r}", self.delay_s)
 
 
+_NO_SIGNS = bytes.maketrans(b"+/", b"-_")
 _CLAIM: ContextVar[Claim | None] = ContextVar("claim", default=None)
 
 
@@ -115,4 +116,4 @@ def work_under(claim: Claim) -> None:
 
 def new_request() -> str:
     """An id for one call: a repeat carries the same one and gets the first answer."""
-    return binascii.b2a_base64(os.urandom(6), newline=False).decode()
+    return binascii.b2a_base64(os.urandom(6), newline=False).translate(_NO_SIGNS).decode()
