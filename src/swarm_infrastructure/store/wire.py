@@ -1,10 +1,9 @@
 """A wire: one connection on which many calls are under way at once.
 
 Calls are written in the order in which they are asked, those of one turn of the loop together, and answers come in the same
-order, as Redis promises. A caller that goes away
-leaves its place to an answer that nobody reads; the connection goes on. redis-py makes the connection (addresses, TLS,
-passwords, names) and reads its errors. Its own clients keep one connection busy for each call under way, at 50 µs of
-processor time a call; a wire takes a fifth of that.
+order, as Redis promises. A caller that goes away leaves its place to an answer that nobody reads; the connection goes on.
+redis-py makes the connection (addresses, TLS, passwords, names) and reads its errors. Its own clients keep one connection busy
+for each call under way, and a call takes five times the processor time that it takes here (see docs/performance.md).
 
 What blocks a connection (BLPOP, WAIT) needs a wire that nobody else asks on: see `Node.blocking`.
 """
