@@ -286,7 +286,7 @@ class Runner:
 
     def _take(self, claimed: Claimed, parse: Any) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
-        task = asyncio.get_running_loop().create_task(self._handle(claimed, lease, parse))
+        task = asyncio.get_running_loop().create_task(self._handle(claimed, lease, parse), name=self.agent.agent_id)
         lease.on_lost = task.cancel
         self._hands[task] = lease
         self._at_work.add(lease)
