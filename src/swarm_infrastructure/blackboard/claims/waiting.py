@@ -168,7 +168,8 @@ class WaitingRoom:
                 ended, queue.claim, queue.listening = queue.claim, None, []
                 due_s = ended.result()
             if not queue.waiting and queue.claim is None:
-                return
+                await queue.changed.wait()  # somebody comes soon: to wait costs less than a new task
+                continue
             if any(not each.asked for each in queue.waiting):
                 continue
             if queue.claim is None:
