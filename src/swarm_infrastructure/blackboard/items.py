@@ -110,7 +110,7 @@ def read_item(item_id: str, record: bytes | str, payload: bytes | None, result: 
     return item
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: one is made for each item, and that would take three times as long
 class Submission:
     """An item to be put on the board."""
 

@@ -91,7 +91,7 @@ class Intake:
         for name in lanes:
             lane = keys.lane(name)
             called += (lane.line, lane.timed, lane.bell)
-        args: list[Any] = [new_request(), one_line(agent), current_trace()]
+        args: list[Any] = [new_request(), one_line(agent) if agent else "", current_trace()]
         index = {name: i + 1 for i, name in enumerate(lanes)}
         for new, (name, payload) in zip(submissions, rows, strict=True):
             args += (
