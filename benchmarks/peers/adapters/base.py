@@ -44,7 +44,7 @@ class Peer:
     delivery: ClassVar[str] = ""  #: what is promised of a task, with these settings
     bulk: ClassVar[str] = ""  #: its bulk call; "" if it has none, and many single ones are sent at once
     workloads: ClassVar[frozenset[str]] = frozenset(
-        {"drain", "scaling", "aof", "enqueue", "latency", "memory", "growth"}
+        {"drain", "scaling", "aof", "enqueue", "latency", "idle", "memory", "growth"}
     )  #: those it takes part in
 
     def __init__(self) -> None:
