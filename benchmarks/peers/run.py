@@ -41,7 +41,7 @@ from .pipelines import PIPELINES
 from .report import publish, summary
 from .rig import FailedError
 from .targets import faults
-from .workloads import SIZES, Workloads, sizes_of
+from .workloads import SIZES, Workloads
 
 ROUNDS = (
     ("drain", "scaling", "aof"), ("enqueue",), ("latency",), ("idle",), ("memory",), ("pipeline",), ("fanout",), ("growth",)
@@ -239,7 +239,8 @@ class Run:
         print(f"backlogs built in {self.result['backlogs_s']} s", flush=True)
 
     def _sizes(self, peer: Peer) -> tuple[int, ...]:
-        return SIZES[:2] if self.quick else tuple(size for size in sizes_of(peer) if size <= self.most_waiting)
+        most = min(self.most_waiting, peer.most_waiting)
+        return SIZES[:2] if self.quick else tuple(size for size in SIZES if size <= most)
 
     def save(self) -> None:
         """Write the result file."""

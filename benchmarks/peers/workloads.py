@@ -21,10 +21,9 @@ from .fanout import FANOUTS
 from .pipelines import PIPELINES
 from .rig import Bench, FailedError, Process, until
 
-__all__ = ["SIZES", "Workloads", "percentiles", "sizes_of"]
+__all__ = ["SIZES", "Workloads", "percentiles"]
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-MOST_BY_SINGLES = 100_000  # waiting, of a peer without a bulk call: a million single ones would take many minutes
 BUSY_S = 1.5  # for which a peer is given work, going by its pace; ours is then measured for more than a second
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
 IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
@@ -204,11 +203,6 @@ class Workloads:
 
     def _backlog(self, peer: Peer, waiting: int) -> Path:
         return self._folder.resolve() / f"{peer.name}-{waiting}.rdb"
-
-
-def sizes_of(peer: Peer) -> tuple[int, ...]:
-    """The backlogs that a peer is measured with."""
-    return tuple(size for size in SIZES if peer.bulk or size <= MOST_BY_SINGLES)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
