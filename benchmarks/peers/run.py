@@ -140,13 +140,13 @@ class Run:
             if "growth" in self.only:
                 self._build_backlogs(workloads)
             for rep in range(self.reps):
-                for each in self._plan(rep, workloads):
+                for each in self.plan(rep, workloads):
                     self._measure(rep, each)
                 self._say_how_long(rep, workloads)
         self.result["total_s"] = round(time.monotonic() - self._began)
         self.save()
 
-    def _plan(self, rep: int, workloads: Workloads) -> Iterator[Measurement]:
+    def plan(self, rep: int, workloads: Workloads) -> Iterator[Measurement]:
         """What is measured in a repetition, in this order."""
         names = self.names[rep % len(self.names) :] + self.names[: rep % len(self.names)]
         for around in ROUNDS:
@@ -156,9 +156,9 @@ class Run:
                 for name in names
                 for part in parts
                 for each in self._measurements(part, name, workloads)
-                if rep < _repetitions(part, name)
+                if rep < repetitions_of(part, name)
             ]
-            if round_ and not self.without_ceiling and rep < _repetitions("ceiling", parts[0]):
+            if round_ and not self.without_ceiling and rep < repetitions_of("ceiling", parts[0]):
                 measure = partial(measure_ceiling, self.environments, quick=self.quick)
                 yield Measurement("ceiling", parts[0], measure, {})
             yield from round_
@@ -218,7 +218,7 @@ class Run:
         left_s = sum(
             self._took_s.get(each.key, 0.0)
             for later in range(rep + 1, self.reps)
-            for each in self._plan(later, workloads)
+            for each in self.plan(later, workloads)
         )
         passed_s = time.monotonic() - self._began
         left = f", about {left_s / 60:.0f} to go" if left_s else " in all"
@@ -250,7 +250,7 @@ class Run:
         beside.replace(self.path)
 
 
-def _repetitions(workload: str, peer: str) -> float:
+def repetitions_of(workload: str, peer: str) -> float:
     often = REPETITIONS[workload]
     return often.get(peer, often[OTHERS])
 
@@ -290,7 +290,7 @@ def _words(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this runtime and its peers, side by side.")
     parser.add_argument("--reps", type=int, default=5, help="repetitions; medians of fewer than 5 say little")
     parser.add_argument("--only", type=_words, default=[], help=f"workloads: {', '.join(WORKLOADS)}")
@@ -323,7 +323,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _options(arguments)
+    options = options_of(arguments)
     if options.publish:
         publish(json.loads(options.publish.read_text()), options.publish)
         return 0
