@@ -24,12 +24,12 @@ from .rig import Bench, FailedError, Process, until
 __all__ = ["SIZES", "Workloads", "percentiles"]
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-BUSY_S = 1.5  # for which a peer is given work, going by its pace; ours is then measured for more than a second
+BUSY_S = 1.0  # for which a peer is given work, going by its pace; ours is then measured for more than a second
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
 IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
 SINGLES, BULK, BULK_BY_SINGLES = 2_000, 20_000, 4_000  # tasks that are submitted
-REMEMBERED = 10_000  # tasks whose bytes are counted
-SAMPLES, SAMPLES_S = 600, 4.0
+REMEMBERED = 5_000  # tasks whose bytes are counted
+SAMPLES, SAMPLES_S = 500, 3.0
 PUBLISHED = 1_000
 STAGED_S = 2.0  # for which a framework is given items, one after the other and again many at once
 
@@ -114,7 +114,7 @@ class Workloads:
     def memory(self, peer: Peer) -> dict[str, Any]:
         """Redis' bytes a waiting task, and a completed one with all that is kept of it."""
         first = self._some(REMEMBERED / 10)
-        n = self._some(min(REMEMBERED, peer.pace * 5))
+        n = self._some(min(REMEMBERED, peer.pace))
         with Bench(self._environments) as bench:
             bench.submit(peer.name, first)
             some = bench.memory()
@@ -199,7 +199,7 @@ class Workloads:
         return max(least, round(amount * self._scale))
 
     def _measured_behind(self, peer: Peer) -> int:
-        return self._some(min(20_000, peer.pace * BUSY_S / 2))
+        return self._some(min(20_000, peer.pace * BUSY_S))
 
     def _backlog(self, peer: Peer, waiting: int) -> Path:
         return self._folder.resolve() / f"{peer.name}-{waiting}.rdb"
