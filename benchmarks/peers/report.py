@@ -166,6 +166,7 @@ def _drain(result: Result) -> str:
     return _table(
         "Drain: one worker process, tasks that do nothing",
         ["", "tasks/s", "÷ ceiling", "ours ÷ it", "worker µs", "Redis µs", "commands a task"], rows,
+        note=_how_often(result, "drain"),
     )  # fmt: skip
 
 
@@ -191,7 +192,8 @@ def _enqueue(result: Result) -> str:
          result["peers"][name].get("bulk") or "no bulk call: many single ones"]
         for name in _named(result, "enqueue", "bulk_per_s")
     ]  # fmt: skip
-    return _table("Submitting, tasks per second", ["", "one at a time", "in bulk", "bulk call"], rows, words=1)
+    head = ["", "one at a time", "in bulk", "bulk call"]
+    return _table("Submitting, tasks per second", head, rows, words=1, note=_how_often(result, "enqueue"))
 
 
 def _latency(result: Result) -> str:
@@ -207,7 +209,8 @@ def _latency(result: Result) -> str:
     names = _named(result, "latency", "start_p50_us", least_first=True) + _named(result, "idle", "sent_per_s")
     rows = [[name, cuts(name, "start"), cuts(name, "result"), *idle(name)] for name in dict.fromkeys(names)]
     head = ["", "submit → start", "submit → result seen", "commands/s an idle worker sends", "with those in scripts"]
-    note = "Commands: of one minute in which there is nothing to do." if figures.others("idle", "sent_per_s") else ""
+    minute = "Commands: of one minute in which there is nothing to do." if _named(result, "idle", "sent_per_s") else ""
+    note = f"{_how_often(result, 'latency')} {minute}".strip()
     return _table("Latency on an idle worker, µs, p50 / p95 / p99", head, rows, note=note)
 
 

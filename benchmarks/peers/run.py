@@ -47,15 +47,18 @@ ROUNDS = (
     ("drain", "scaling", "aof"), ("enqueue",), ("latency",), ("idle",), ("memory",), ("pipeline",), ("fanout",), ("growth",)
 )  # fmt: skip
 EACH, OTHERS = math.inf, "others"
+SLOW = dict.fromkeys(
+    ("saq", "streaq", "celery", "rq"), 2
+)  # far from the best in all that targets compare with the best
 #: Workload → peer → how many repetitions it takes part in, the first ones. Whatever a target compares (see `targets`) is
 #: measured in each; the others as often as it takes to see where they stand; and once what comes out the same each time.
 REPETITIONS: Mapping[str, Mapping[str, float]] = {
     "ceiling": {"drain": EACH, OTHERS: 1},  # by the round that it opens
-    "drain": {OTHERS: EACH},
+    "drain": SLOW | {OTHERS: EACH},
     "scaling": {"ours": EACH, OTHERS: 1},
     "aof": {"ours": EACH, OTHERS: 1},
-    "enqueue": {OTHERS: EACH},
-    "latency": {OTHERS: EACH},
+    "enqueue": SLOW | {OTHERS: EACH},
+    "latency": SLOW | {OTHERS: EACH},
     "idle": {OTHERS: 1},
     "memory": {OTHERS: 1},
     "pipeline": dict.fromkeys(("ours-pipeline", "ours-pipeline-alone", "langgraph-sqlite", "langgraph-memory"), EACH)

@@ -28,7 +28,7 @@ BUSY_S = 1.0  # for which a peer is given work, going by its pace; ours is then 
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
 IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
 SINGLES, BULK, BULK_BY_SINGLES = 2_000, 20_000, 4_000  # tasks that are submitted
-REMEMBERED = 5_000  # tasks whose bytes are counted
+REMEMBERED = 10_000  # tasks whose bytes are counted
 SAMPLES, SAMPLES_S = 500, 3.0
 PUBLISHED = 1_000
 STAGED_S = 2.0  # for which a framework is given items, one after the other and again many at once
@@ -114,7 +114,7 @@ class Workloads:
     def memory(self, peer: Peer) -> dict[str, Any]:
         """Redis' bytes a waiting task, and a completed one with all that is kept of it."""
         first = self._some(REMEMBERED / 10)
-        n = self._some(min(REMEMBERED, peer.pace))
+        n = self._some(min(REMEMBERED, peer.pace * 2))
         with Bench(self._environments) as bench:
             bench.submit(peer.name, first)
             some = bench.memory()

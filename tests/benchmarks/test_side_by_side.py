@@ -267,7 +267,7 @@ def test_what_a_target_compares_is_measured_in_each_repetition() -> None:
     once = {asked for asked in figures.asked if repetitions_of(*asked) != EACH}
     assert once == {("idle", "ours"), ("memory", "ours")}  # no ratios: they come out the same each time
     for workload in ("drain", "enqueue", "latency"):  # of which the best peer is compared, whichever that is
-        assert repetitions_of(workload, "rq") == EACH
+        assert repetitions_of(workload, "huey") == EACH
 
 
 def test_a_repetition_begins_with_another_peer_each_time_and_later_ones_are_shorter() -> None:
