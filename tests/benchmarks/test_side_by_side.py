@@ -107,12 +107,12 @@ def test_what_is_sent_is_told_apart_from_what_a_function_runs(here: Environments
     assert sent in (1, 2)  # the function; the last look at who is there may have been watched as well
 
 
-def test_an_idle_worker_of_ours_sends_next_to_nothing(here: Environments, tmp_path: Path) -> None:
-    told = Workloads(here, tmp_path, scale=1 / 60).idle([peer_called("ours"), peer_called("ours-50")])
-    assert list(told) == ["ours", "ours-50"]
+def test_idle_workers_are_watched_at_the_same_time(here: Environments, tmp_path: Path) -> None:
+    told = Workloads(here, tmp_path, scale=1 / 60).idle([peer_called("ours"), peer_called("ours-alone")])
+    assert list(told) == ["ours", "ours-alone"]
     for each in told.values():
         assert isinstance(each, dict), each
-        assert 0 <= each["sent_per_s"] <= each["commands_per_s"] < 20
+        assert 0 <= each["sent_per_s"] <= each["commands_per_s"]
 
 
 # -- the probe ------------------------------------------------------------------------------------------------------
