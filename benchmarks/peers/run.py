@@ -63,7 +63,7 @@ REPETITIONS: Mapping[str, Mapping[str, float]] = {
     "memory": {OTHERS: 1},
     "pipeline": dict.fromkeys(("ours-pipeline", "ours-pipeline-alone", "langgraph-sqlite", "langgraph-memory"), EACH)
     | {OTHERS: 2},
-    "fanout": {"ours": EACH, "redis-py-50": EACH, "redis-py-1": EACH, OTHERS: 2},
+    "fanout": {"ours": EACH, "redis-py-50": EACH, "redis-py-1": EACH, OTHERS: 1},
     "growth": {"ours": EACH, OTHERS: 1},
 }
 WORKLOADS = tuple(workload for each in ROUNDS for workload in each)

@@ -275,7 +275,7 @@ def test_a_repetition_begins_with_another_peer_each_time_and_later_ones_are_shor
     assert first[:2] == [("ceiling", "drain"), ("drain", "ours")]
     assert second[:2] == [("ceiling", "drain"), ("drain", "ours-50")]
     assert {workload for workload, _ in second} == {"ceiling", "drain", "fanout"}
-    assert set(first) > set(second) > set(third)
+    assert set(first) > set(second) > set(third)  # those that take part once, and twice
     assert {peer for workload, peer in third if workload == "fanout"} == {"ours", "redis-py-50", "redis-py-1"}
 
 
