@@ -30,7 +30,7 @@ IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
 SINGLES, BULK, BULK_BY_SINGLES = 2_000, 20_000, 4_000  # tasks that are submitted
 REMEMBERED = 10_000  # tasks whose bytes are counted
 SAMPLES, SAMPLES_S = 500, 3.0
-PUBLISHED = 1_000
+PUBLISHED, PUBLISHED_S = 1_000, 5.0  # messages to subscribers
 STAGED_S = 2.0  # for which a framework is given items, one after the other and again many at once
 
 
@@ -178,7 +178,10 @@ class Workloads:
         """One message to fifty subscribers: deliveries a second, and µs until the first and the last has it."""
         found = FANOUTS[name]
         with Bench(self._environments) as bench:
-            order = {"url": bench.url, "samples": self._some(PUBLISHED), "connections": found.connections}
+            order = {
+                "url": bench.url, "samples": self._some(PUBLISHED), "most_s": PUBLISHED_S,
+                "connections": found.connections,
+            }  # fmt: skip
             [told] = self._script(found.environment, name, "fanout", found.module, order)
         first, last = percentiles(told["first_us"]), percentiles(told["last_us"])
         return {
