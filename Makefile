@@ -75,8 +75,10 @@ REPS ?= 5
 ONLY ?=
 PEERS ?=
 WITHOUT ?=
-bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: two or three hours (REPS=5 ONLY="drain latency" PEERS="ours bullmq-node" WITHOUT=...)
-	@cd benchmarks && ../$(BIN)/python -m peers.run --reps $(REPS) --only "$(ONLY)" --peers "$(PEERS)" --without "$(WITHOUT)"
+BACKLOGS ?=
+bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: half an hour (REPS=5 ONLY="drain latency" PEERS="ours bullmq-node" WITHOUT=... BACKLOGS=folder)
+	@cd benchmarks && ../$(BIN)/python -m peers.run --reps $(REPS) --only "$(ONLY)" --peers "$(PEERS)" --without "$(WITHOUT)" \
+		$(if $(BACKLOGS),--backlogs "$(abspath $(BACKLOGS))")
 
 bench-peers-report: .venv/.ready-demo  ## docs/performance.md from a result file: RUN=benchmarks/results/peers-1.json
 	@cd benchmarks && ../$(BIN)/python -m peers.run --publish "$(abspath $(RUN))"

@@ -58,14 +58,18 @@ def growth(figures: Figures) -> bool:
     names = _measured(figures, "growth", "per_s")
     if len(sizes) < 2 or not names:
         return False
-    lines = {name: [figures.median("growth", name, "per_s", waiting=size) for size in sizes] for name in names}
-    whole = {name: [rate for rate in rates if rate] for name, rates in lines.items()}
-    whole = {name: rates for name, rates in whole.items() if len(rates) == len(sizes)}
-    places = _apart({name: rates[-1] for name, rates in whole.items()}, least=1.17)
+    lines = {
+        name: [(size, rate) for size in sizes if (rate := figures.median("growth", name, "per_s", waiting=size))]
+        for name in names
+    }
+    places = _apart({name: points[-1][1] for name, points in lines.items()}, least=1.17)
     fig, axes = plt.subplots(figsize=(WIDTH, 4.2))
-    for name, rates in whole.items():
+    for name, points in lines.items():
         colour = _colour(figures, name)
-        axes.plot(sizes, rates, "o-", color=colour, linewidth=2 if colour == OURS else 1, markersize=3)
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2 if colour == OURS else 1, markersize=3)
+        # from where its line ends, which is sooner for those that had no greater backlog, to its name
+        ends = (points[-1], (sizes[-1] * 1.1, places[name]))
+        axes.plot(*zip(*ends, strict=True), ":", color=colour, linewidth=0.6)
         axes.text(sizes[-1] * 1.15, places[name], name, va="center", fontsize=8)
     axes.set_xscale("log")
     _logarithmic(axes.yaxis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,18 @@ def placed(page: str, tables: str, path: Path) -> str:
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 0) -> str:
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 0, note: str = "") -> str:
     """A table whose first column and last *words* columns hold text, and the others numbers; "" without rows."""
     if not rows:
         return ""
     ways = ["---", *["---:"] * (len(head) - 1 - words), *["---"] * words]
-    lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "| " + " | ".join(ways) + " |"]
+    lines = [
+        f"### {title}",
+        "",
+        *([note, ""] if note else []),
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join(ways) + " |",
+    ]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -79,6 +86,22 @@ def _spread(found: Mapping[int, float], digits: int = 0) -> str:
     return f"{middle:,.{digits}f}" + (f" ({least:,.{digits}f}-{most:,.{digits}f})" if len(found) > 1 else "")
 
 
+def _how_often(result: Result, workload: str) -> str:
+    """In how many repetitions each was measured; "" if all were in all of them."""
+    rows = [row for row in result["rows"] if row["workload"] == workload and "error" not in row]
+    measured = Counter(name for name, _ in {(row["peer"], row["rep"]) for row in rows})
+    times = Counter(measured.values())
+    if not times or set(times) == {_repetitions(result)}:
+        return ""
+    most = max(times, key=lambda n: times[n])
+    told = [f"{n} of {', '.join(name for name in measured if measured[name] == n)}" for n in sorted(times) if n != most]
+    return f"Repetitions: {'; '.join([*told, f'{most} of the others' if told else str(most)])}."
+
+
+def _repetitions(result: Result) -> int:
+    return 1 + max((int(row["rep"]) for row in result["rows"]), default=-1)
+
+
 def _named(result: Result, workload: str, figure: str, *, least_first: bool = False, **tags: Any) -> list[str]:
     """The peers that were measured in a workload, best first."""
     figures = Figures(result)
@@ -89,16 +112,17 @@ def _named(result: Result, workload: str, figure: str, *, least_first: bool = Fa
 
 def _machine(result: Result) -> str:
     machine = result["machine"]
-    reps = 1 + max((row["rep"] for row in result["rows"]), default=-1)
     node = f", Node {machine['node']}" if machine["node"] else ""
     left_out = f" Left out, as asked: {', '.join(result['left_out'])}." if result["left_out"] else ""
     commit = f" This runtime is at commit {machine['commit']}." if machine["commit"] else ""
+    took = f" The run took {result['total_s'] / 60:.0f} minutes." if "total_s" in result else ""
     used = [row["others_cores"] for row in result["rows"] if "others_cores" in row]
     others = f" Other programs used {statistics.median(used):.1f} cores meanwhile." if used else ""
     return (
         f"{machine['date']}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}{node}, Redis {machine['redis']} on loopback, without persistence. "
-        f"Medians of {reps} repetitions, with the least and the greatest where there is room.{others}{commit}{left_out}"
+        f"Medians of {_repetitions(result)} repetitions, or of as many as are told above a table, with the least and the "
+        f"greatest where there is room.{took}{others}{commit}{left_out}"
     )
 
 
@@ -142,6 +166,7 @@ def _drain(result: Result) -> str:
     return _table(
         "Drain: one worker process, tasks that do nothing",
         ["", "tasks/s", "÷ ceiling", "ours ÷ it", "worker µs", "Redis µs", "commands a task"], rows,
+        note=_how_often(result, "drain"),
     )  # fmt: skip
 
 
@@ -156,7 +181,8 @@ def _scaling(result: Result) -> str:
             name, _spread(two), _number(ratio(two, one), 2), _number(twice), _spread(appended), _number(ratio(appended, one), 2),
         ])  # fmt: skip
     head = ["", "two workers, tasks/s", "÷ one", "ran twice", "AOF everysec, tasks/s", "÷ none"]
-    return _table("Two worker processes; an append-only file", head, rows)
+    note = _how_often(result, "scaling") or _how_often(result, "aof")
+    return _table("Two worker processes; an append-only file", head, rows, note=note)
 
 
 def _enqueue(result: Result) -> str:
@@ -166,7 +192,8 @@ def _enqueue(result: Result) -> str:
          result["peers"][name].get("bulk") or "no bulk call: many single ones"]
         for name in _named(result, "enqueue", "bulk_per_s")
     ]  # fmt: skip
-    return _table("Submitting, tasks per second", ["", "one at a time", "in bulk", "bulk call"], rows, words=1)
+    head = ["", "one at a time", "in bulk", "bulk call"]
+    return _table("Submitting, tasks per second", head, rows, words=1, note=_how_often(result, "enqueue"))
 
 
 def _latency(result: Result) -> str:
@@ -176,15 +203,15 @@ def _latency(result: Result) -> str:
         return " / ".join(_number(figures.median("latency", name, f"{what}_{cut}_us")) for cut in ("p50", "p95", "p99"))
 
     def idle(name: str) -> list[str]:
-        told = (figures.median("latency", name, f"idle_{each}_per_s") for each in ("sent", "commands"))
+        told = (figures.median("idle", name, f"{each}_per_s") for each in ("sent", "commands"))
         return [_number(value, 1) for value in told]
 
-    rows = [
-        [name, cuts(name, "start"), cuts(name, "result"), *idle(name)]
-        for name in _named(result, "latency", "start_p50_us", least_first=True)
-    ]
+    names = _named(result, "latency", "start_p50_us", least_first=True) + _named(result, "idle", "sent_per_s")
+    rows = [[name, cuts(name, "start"), cuts(name, "result"), *idle(name)] for name in dict.fromkeys(names)]
     head = ["", "submit → start", "submit → result seen", "commands/s an idle worker sends", "with those in scripts"]
-    return _table("Latency on an idle worker, µs, p50 / p95 / p99", head, rows)
+    minute = "Commands: of one minute in which there is nothing to do." if _named(result, "idle", "sent_per_s") else ""
+    note = f"{_how_often(result, 'latency')} {minute}".strip()
+    return _table("Latency on an idle worker, µs, p50 / p95 / p99", head, rows, note=note)
 
 
 def _growth(result: Result) -> str:
@@ -196,14 +223,16 @@ def _growth(result: Result) -> str:
     def of(name: str, size: int, figure: str) -> dict[int, float]:
         return figures.series("growth", name, figure, waiting=size)
 
-    rows = [
-        [name, *(_number(figures.median("growth", name, "per_s", waiting=size)) for size in sizes),
-         *(_number(ratio(of(name, sizes[-1], each), of(name, sizes[0], each)), 2) for each in ("per_s", "redis_us"))]
-        for name in _named(result, "growth", "per_s", waiting=sizes[0])
-    ]  # fmt: skip
-    across = f"{sizes[-1]:,} ÷ {sizes[0]:,}"
-    head = ["", *(f"{size:,}" for size in sizes), f"rate, {across}", f"Redis µs, {across}"]
-    return _table("Growth: tasks per second with so many waiting behind", head, rows)
+    rows = []
+    for name in _named(result, "growth", "per_s", waiting=sizes[0]):
+        most = max(size for size in sizes if of(name, size, "per_s"))
+        rows.append([
+            name, *(_number(figures.median("growth", name, "per_s", waiting=size)) for size in sizes),
+            *(_number(ratio(of(name, most, each), of(name, sizes[0], each)), 2) for each in ("per_s", "redis_us")),
+        ])  # fmt: skip
+    head = ["", *(f"{size:,}" for size in sizes), f"rate, most ÷ {sizes[0]:,}", f"Redis µs, most ÷ {sizes[0]:,}"]
+    title = "Growth: tasks per second with so many waiting behind"
+    return _table(title, head, rows, note=_how_often(result, "growth"))
 
 
 def _memory(result: Result) -> str:
@@ -212,7 +241,8 @@ def _memory(result: Result) -> str:
         [name, *(_number(figures.median("memory", name, each)) for each in ("waiting_bytes", "completed_bytes"))]
         for name in _named(result, "memory", "waiting_bytes", least_first=True)
     ]
-    return _table("Bytes of Redis a task with a payload of 300", ["", "waiting", "completed, with what is kept"], rows)
+    head = ["", "waiting", "completed, with what is kept"]
+    return _table("Bytes of Redis a task with a payload of 300", head, rows, note=_how_often(result, "memory"))
 
 
 def _pipeline(result: Result) -> str:
@@ -224,7 +254,8 @@ def _pipeline(result: Result) -> str:
         keeps = PIPELINES[name].keeps if name in PIPELINES else "each transition, in Redis, with its event"
         rows.append([name, _spread(found), _number(250_000 / statistics.median(found.values())), way, keeps])
     head = ["", "items/s", "µs a transition", "how", "what a crash leaves"]
-    return _table("Four stages that do nothing, one process", head, rows, words=2)
+    note = _how_often(result, "pipeline")
+    return _table("Four stages that do nothing, one process", head, rows, words=2, note=note)
 
 
 def _fanout(result: Result) -> str:
@@ -236,7 +267,8 @@ def _fanout(result: Result) -> str:
         for name in _named(result, "fanout", "per_s")
     ]  # fmt: skip
     head = ["", "deliveries/s", "first, p50 µs", "last, p50 µs", "last, p99 µs", "how"]
-    return _table("One message to 50 subscribers of a process", head, rows, words=1)
+    note = _how_often(result, "fanout")
+    return _table("One message to 50 subscribers of a process", head, rows, words=1, note=note)
 
 
 def _settings(result: Result) -> str:

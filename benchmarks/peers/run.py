@@ -2,16 +2,18 @@
 
     python -m peers.run [--reps 5] [--only drain,latency] [--peers ours,bullmq-node] [--without ceiling] [--quick]
 
-Each repetition goes through the workloads; each workload goes round all peers, opens with the ceiling of that moment, and
-begins with another peer each time. What was measured is in the result file after each measurement, so a run that is
-stopped has lost nothing. The exit code is 0 if every floor holds, 1 if one does not, if something could not be measured (in
-a run that was narrowed: of what it was to measure), 2 for a name that does not exist, 3 if something is not installed.
+Each repetition goes through the workloads; each workload goes round its peers, and begins with another one each time.
+`REPETITIONS` says who takes part in how many. What was measured is in the result file after each measurement, so a run
+that is stopped has lost nothing. The exit code is 0 if every floor holds, 1 if one does not, if something could not be
+measured (in a run that was narrowed: of what it was to measure), 2 for a name that does not exist, 3 if something is not
+installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -31,7 +33,7 @@ import redis
 
 from swarm_infrastructure import SwarmError
 
-from .adapters import PEERS, expand, peer_called
+from .adapters import PEERS, Peer, expand, peer_called
 from .ceiling import measure_ceiling
 from .environments import REPOSITORY, Environments, MissingError
 from .fanout import FANOUTS
@@ -41,7 +43,29 @@ from .rig import FailedError
 from .targets import faults
 from .workloads import SIZES, Workloads
 
-ROUNDS = (("drain", "scaling", "aof"), ("enqueue",), ("latency",), ("memory",), ("pipeline",), ("fanout",), ("growth",))
+ROUNDS = (
+    ("drain", "scaling", "aof"), ("enqueue",), ("latency",), ("idle",), ("memory",), ("pipeline",), ("fanout",), ("growth",)
+)  # fmt: skip
+EACH, OTHERS = math.inf, "others"
+SLOW = dict.fromkeys(
+    ("saq", "streaq", "celery", "rq"), 2
+)  # far from the best in all that targets compare with the best
+#: Workload → peer → how many repetitions it takes part in, the first ones. Whatever a target compares (see `targets`) is
+#: measured in each; the others as often as it takes to see where they stand; and once what comes out the same each time.
+REPETITIONS: Mapping[str, Mapping[str, float]] = {
+    "ceiling": {"drain": EACH, OTHERS: 1},  # by the round that it opens
+    "drain": SLOW | {OTHERS: EACH},
+    "scaling": {"ours": EACH, OTHERS: 1},
+    "aof": {"ours": EACH, OTHERS: 1},
+    "enqueue": SLOW | {OTHERS: EACH},
+    "latency": SLOW | {OTHERS: EACH},
+    "idle": {OTHERS: 1},
+    "memory": {OTHERS: 1},
+    "pipeline": dict.fromkeys(("ours-pipeline", "ours-pipeline-alone", "langgraph-sqlite", "langgraph-memory"), EACH)
+    | {OTHERS: 2},
+    "fanout": {"ours": EACH, "redis-py-50": EACH, "redis-py-1": EACH, OTHERS: 1},
+    "growth": {"ours": EACH, OTHERS: 1},
+}
 WORKLOADS = tuple(workload for each in ROUNDS for workload in each)
 PASSABLE = (FailedError, OSError, redis.RedisError, subprocess.SubprocessError, SwarmError)
 AT_ONCE = 2  # backlogs that are built; nothing is measured meanwhile
@@ -57,6 +81,11 @@ class Measurement:
     make: Callable[[], dict[str, Any]]
     tags: dict[str, Any]
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same in each repetition."""
+        return (self.workload, self.peer, *self.tags.values())
+
 
 class Run:
     """One run and its result file."""
@@ -71,6 +100,9 @@ class Run:
         self.backlogs: Path | None = options.backlogs
         self.most_waiting: int = options.most_waiting
         self.result: dict[str, Any] = {"left_out": options.without, "whole": self.whole, "peers": {}, "rows": []}
+        self._began = time.monotonic()
+        self._idled: Mapping[str, dict[str, Any] | Exception] | None = None  # by peer
+        self._took_s: dict[tuple[Any, ...], float] = {}  # by the key of a measurement, when it was last made
 
     def prepare(self) -> None:
         """Make the environments, and write down who takes part and on which machine."""
@@ -111,22 +143,30 @@ class Run:
             if "growth" in self.only:
                 self._build_backlogs(workloads)
             for rep in range(self.reps):
-                for around in ROUNDS:
-                    parts = [workload for workload in around if workload in self.only]
-                    if parts:
-                        self._go_round(rep, parts, workloads)
-
-    def _go_round(self, rep: int, parts: Sequence[str], workloads: Workloads) -> None:
-        if not self.without_ceiling:
-            measure = partial(measure_ceiling, self.environments, quick=self.quick)
-            self._measure(rep, Measurement("ceiling", parts[0], measure, {}))
-        names = self.names[rep % len(self.names) :] + self.names[: rep % len(self.names)]
-        for name in names:
-            for part in parts:
-                for each in self._measurements(rep, part, name, workloads):
+                for each in self.plan(rep, workloads):
                     self._measure(rep, each)
+                self._say_how_long(rep, workloads)
+        self.result["total_s"] = round(time.monotonic() - self._began)
+        self.save()
 
-    def _measurements(self, rep: int, part: str, name: str, workloads: Workloads) -> Iterator[Measurement]:
+    def plan(self, rep: int, workloads: Workloads) -> Iterator[Measurement]:
+        """What is measured in a repetition, in this order."""
+        names = self.names[rep % len(self.names) :] + self.names[: rep % len(self.names)]
+        for around in ROUNDS:
+            parts = [workload for workload in around if workload in self.only]
+            round_ = [
+                each
+                for name in names
+                for part in parts
+                for each in self._measurements(part, name, workloads)
+                if rep < repetitions_of(part, name)
+            ]
+            if round_ and not self.without_ceiling and rep < repetitions_of("ceiling", parts[0]):
+                measure = partial(measure_ceiling, self.environments, quick=self.quick)
+                yield Measurement("ceiling", parts[0], measure, {})
+            yield from round_
+
+    def _measurements(self, part: str, name: str, workloads: Workloads) -> Iterator[Measurement]:
         if part == "fanout" and name in FANOUTS:
             yield Measurement(part, name, partial(workloads.fanout, name), {})
         if part == "pipeline" and name in PIPELINES:
@@ -135,7 +175,7 @@ class Run:
         if peer is None or part not in peer.workloads:
             return
         if part == "growth":
-            for size in self._sizes():
+            for size in self._sizes(peer):
                 yield Measurement(part, name, partial(workloads.growth, peer, waiting=size), {"waiting": size})
             return
         make: dict[str, Callable[[], dict[str, Any]]] = {
@@ -144,19 +184,31 @@ class Run:
             "aof": partial(workloads.drain, peer, appendonly=True),
             "pipeline": partial(workloads.drain, peer),
             "enqueue": partial(workloads.enqueue, peer),
-            "latency": partial(workloads.latency, peer, and_idle=rep == 0),  # it takes a minute
+            "latency": partial(workloads.latency, peer),
+            "idle": partial(self._idle, name, workloads),
             "memory": partial(workloads.memory, peer),
         }
         yield Measurement(part, name, make[part], {})
 
+    def _idle(self, name: str, workloads: Workloads) -> dict[str, Any]:
+        """Of one peer; all are measured when the first is asked for, for they need not much of the machine."""
+        if self._idled is None:
+            peers = [peer for peer in map(peer_called, self._of(PEERS)) if "idle" in peer.workloads]
+            self._idled = workloads.idle(peers)
+        told = self._idled[name]
+        if isinstance(told, Exception):
+            raise told
+        return told
+
     def _measure(self, rep: int, each: Measurement) -> None:
-        began = time.time()
+        began, from_s = time.time(), time.monotonic()
         row: dict[str, Any] = {"rep": rep, "workload": each.workload, "peer": each.peer} | each.tags
         try:
             row |= each.make()
         except PASSABLE as error:  # a peer that fails is a result as well
             row["error"] = f"{type(error).__name__}: {error}"
-        row |= {"at": round(began), "load": os.getloadavg()[0]}
+        self._took_s[each.key] = took_s = time.monotonic() - from_s
+        row |= {"at": round(began), "took_s": round(took_s, 1), "load": os.getloadavg()[0]}
         self.result["rows"].append(row)
         self.save()
         shown = {name: value for name, value in row.items() if name not in ("rep", "at", "load", "by_command", "ways")}
@@ -164,20 +216,34 @@ class Run:
             f"{rep + 1}/{self.reps} " + " ".join(f"{name}={_short(value)}" for name, value in shown.items()), flush=True
         )
 
+    def _say_how_long(self, rep: int, workloads: Workloads) -> None:
+        """The repetitions to come measure no more than those that were, and take as long for it."""
+        left_s = sum(
+            self._took_s.get(each.key, 0.0)
+            for later in range(rep + 1, self.reps)
+            for each in self.plan(later, workloads)
+        )
+        passed_s = time.monotonic() - self._began
+        left = f", about {left_s / 60:.0f} to go" if left_s else " in all"
+        print(f"{rep + 1}/{self.reps} repetitions: {passed_s / 60:.0f} minutes{left}", flush=True)
+
     def _build_backlogs(self, workloads: Workloads) -> None:
-        def build(name: str) -> None:
-            print(f"building backlogs of {name}", flush=True)
+        def build(peer: Peer) -> None:
+            print(f"building backlogs of {peer.name}", flush=True)
             try:
-                workloads.build_backlogs(peer_called(name), self._sizes())
+                workloads.build_backlogs(peer, self._sizes(peer))
             except PASSABLE as error:
-                print(f"no backlog of {name}: {error}", flush=True)
+                print(f"no backlog of {peer.name}: {error}", flush=True)
 
-        names = [name for name in self._of(PEERS) if "growth" in peer_called(name).workloads]
+        from_s = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(build, names))
+            list(pool.map(build, (peer for peer in map(peer_called, self._of(PEERS)) if "growth" in peer.workloads)))
+        self.result["backlogs_s"] = round(time.monotonic() - from_s)
+        print(f"backlogs built in {self.result['backlogs_s']} s", flush=True)
 
-    def _sizes(self) -> tuple[int, ...]:
-        return SIZES[:2] if self.quick else tuple(size for size in SIZES if size <= self.most_waiting)
+    def _sizes(self, peer: Peer) -> tuple[int, ...]:
+        most = min(self.most_waiting, peer.most_waiting)
+        return SIZES[:2] if self.quick else tuple(size for size in SIZES if size <= most)
 
     def save(self) -> None:
         """Write the result file."""
@@ -185,6 +251,11 @@ class Run:
         beside = self.path.with_suffix(".new")
         beside.write_text(json.dumps(self.result, indent=1) + "\n")
         beside.replace(self.path)
+
+
+def repetitions_of(workload: str, peer: str) -> float:
+    often = REPETITIONS[workload]
+    return often.get(peer, often[OTHERS])
 
 
 def _machine() -> dict[str, Any]:
@@ -222,7 +293,7 @@ def _words(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this runtime and its peers, side by side.")
     parser.add_argument("--reps", type=int, default=5, help="repetitions; medians of fewer than 5 say little")
     parser.add_argument("--only", type=_words, default=[], help=f"workloads: {', '.join(WORKLOADS)}")
@@ -255,7 +326,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _options(arguments)
+    options = options_of(arguments)
     if options.publish:
         publish(json.loads(options.publish.read_text()), options.publish)
         return 0

@@ -10,6 +10,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from .rig import Bench, FailedError, Process, until
 __all__ = ["SIZES", "Workloads", "percentiles"]
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-BUSY_S = 3.0  # for which a peer is given work, going by its pace
+BUSY_S = 1.0  # for which a peer is given work, going by its pace; ours is then measured for more than a second
 STALLED_S = 300.0  # the slowest peer needs 20 for what it is given
 IDLE_S = 60.0  # what a worker does now and then, it does once a minute at least
-SINGLES, BULK, BULK_BY_SINGLES = 3_000, 20_000, 6_000  # tasks that are submitted
+SINGLES, BULK, BULK_BY_SINGLES = 2_000, 20_000, 4_000  # tasks that are submitted
 REMEMBERED = 10_000  # tasks whose bytes are counted
-SAMPLES, SAMPLES_S = 1_000, 10.0
-PUBLISHED = 1_000
+SAMPLES, SAMPLES_S = 500, 3.0
+PUBLISHED, PUBLISHED_S = 1_000, 5.0  # messages to subscribers
+STAGED_S = 2.0  # for which a framework is given items, one after the other and again many at once
 
 
 class Workloads:
@@ -74,9 +77,8 @@ class Workloads:
                 "bulk_per_s": bench.submit(peer.name, self._some(BULK if peer.bulk else BULK_BY_SINGLES)),
             }
 
-    def latency(self, peer: Peer, *, and_idle: bool = True) -> dict[str, Any]:
-        """One task at a time for an idle worker: µs until its body begins and until its result is seen; then, if asked
-        for, what the worker sends to Redis in a minute in which there is nothing to do."""
+    def latency(self, peer: Peer) -> dict[str, Any]:
+        """One task at a time for an idle worker: µs until its body begins and until its result is seen."""
         with Bench(self._environments) as bench:
             worker = bench.start(peer.name, "work", idle=True)
             samples = bench.ask(
@@ -84,18 +86,35 @@ class Workloads:
             )
             worker.check()
             told: dict[str, Any] = {"samples": len(samples["start_us"])}
-            if and_idle:
-                idle_s = max(1.0, IDLE_S * self._scale)
-                sent, inside = bench.watch_commands(idle_s)
-                told |= {"idle_sent_per_s": sent / idle_s, "idle_commands_per_s": (sent + inside) / idle_s}
         for name in ("start", "result"):
             told |= {f"{name}_{cut}_us": value for cut, value in percentiles(samples[f"{name}_us"]).items()}
+        return told
+
+    def idle(self, peers: Sequence[Peer]) -> dict[str, dict[str, Any] | FailedError]:
+        """By peer, what a worker that has nothing to do sends to Redis, or why it is not known. They have the same minute,
+        each a server of its own: what they need of the machine meanwhile is little."""
+        idle_s = max(1.0, IDLE_S * self._scale)
+        told: dict[str, dict[str, Any] | FailedError] = {}
+        with ExitStack() as ending:
+            benches: dict[str, Bench] = {}
+            for peer in peers:
+                try:
+                    bench = ending.enter_context(Bench(self._environments))
+                    bench.start(peer.name, "work", idle=True)
+                    bench.ask(peer.name, "latency", slot=1, n=1)  # it has worked, and waits again
+                    benches[peer.name] = bench
+                except FailedError as error:
+                    told[peer.name] = error
+            with ThreadPoolExecutor(max(1, len(benches))) as pool:
+                watched = pool.map(lambda bench: bench.watch_commands(idle_s), benches.values())
+                for name, (sent, inside) in zip(benches, watched, strict=True):
+                    told[name] = {"sent_per_s": sent / idle_s, "commands_per_s": (sent + inside) / idle_s}
         return told
 
     def memory(self, peer: Peer) -> dict[str, Any]:
         """Redis' bytes a waiting task, and a completed one with all that is kept of it."""
         first = self._some(REMEMBERED / 10)
-        n = self._some(min(REMEMBERED, peer.pace * 5))
+        n = self._some(min(REMEMBERED, peer.pace * 2))
         with Bench(self._environments) as bench:
             bench.submit(peer.name, first)
             some = bench.memory()
@@ -146,7 +165,7 @@ class Workloads:
         """Items per second through four stages; a framework's quicker way of those that it was asked in."""
         found = PIPELINES[name]
         told = self._script("pipelines", name, "pipelines", found.module, {
-            "items": self._some(2_000), "most_s": 8.0 * self._scale, "saver": found.saver,
+            "items": self._some(2_000), "most_s": STAGED_S * self._scale, "saver": found.saver,
         })  # fmt: skip
         quickest = max(told, key=lambda each: float(each["per_s"]))
         return {
@@ -159,7 +178,10 @@ class Workloads:
         """One message to fifty subscribers: deliveries a second, and µs until the first and the last has it."""
         found = FANOUTS[name]
         with Bench(self._environments) as bench:
-            order = {"url": bench.url, "samples": self._some(PUBLISHED), "connections": found.connections}
+            order = {
+                "url": bench.url, "samples": self._some(PUBLISHED), "most_s": PUBLISHED_S,
+                "connections": found.connections,
+            }  # fmt: skip
             [told] = self._script(found.environment, name, "fanout", found.module, order)
         first, last = percentiles(told["first_us"]), percentiles(told["last_us"])
         return {
@@ -180,7 +202,7 @@ class Workloads:
         return max(least, round(amount * self._scale))
 
     def _measured_behind(self, peer: Peer) -> int:
-        return self._some(min(20_000, peer.pace * BUSY_S / 2))
+        return self._some(min(20_000, peer.pace * BUSY_S))
 
     def _backlog(self, peer: Peer, waiting: int) -> Path:
         return self._folder.resolve() / f"{peer.name}-{waiting}.rdb"

@@ -17,8 +17,8 @@ from benchmarks.peers.fanout import FANOUTS
 from benchmarks.peers.pipelines import PIPELINES
 from benchmarks.peers.probe import Probe, make_payload
 from benchmarks.peers.rig import Bench, FailedError, until
-from benchmarks.peers.run import WORKLOADS, main
-from benchmarks.peers.targets import CHECKS, faults, judge
+from benchmarks.peers.run import EACH, WORKLOADS, Run, main, options_of, repetitions_of
+from benchmarks.peers.targets import CHECKS, Figures, Series, faults, judge
 from benchmarks.peers.workloads import BUSY_S, Workloads, percentiles
 
 from swarm_infrastructure.testing.redis_server import ONE_OF
@@ -105,6 +105,14 @@ def test_what_is_sent_is_told_apart_from_what_a_function_runs(here: Environments
         sent, inside = watching.result()
     assert inside == 3  # HSET, ZADD, XADD
     assert sent in (1, 2)  # the function; the last look at who is there may have been watched as well
+
+
+def test_idle_workers_are_watched_at_the_same_time(here: Environments, tmp_path: Path) -> None:
+    told = Workloads(here, tmp_path, scale=1 / 60).idle([peer_called("ours"), peer_called("ours-alone")])
+    assert list(told) == ["ours", "ours-alone"]
+    for each in told.values():
+        assert isinstance(each, dict), each
+        assert 0 <= each["sent_per_s"] <= each["commands_per_s"]
 
 
 # -- the probe ------------------------------------------------------------------------------------------------------
@@ -232,6 +240,54 @@ def test_every_target_of_the_issue_is_checked() -> None:
     assert list(dict.fromkeys(each.number for each in CHECKS)) == [f"T{n}" for n in range(1, 15)]
 
 
+# -- who takes part in which repetition -----------------------------------------------------------------------------
+
+
+def planned(rep: int, *arguments: str) -> list[tuple[Any, ...]]:
+    run = Run(options_of(arguments))
+    return [each.key for each in run.plan(rep, Workloads(Environments(), Path()))]
+
+
+class Compared(Figures):
+    """Writes down what is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__({"peers": {}, "rows": []})
+        self.asked: set[tuple[str, str]] = set()
+
+    def series(self, workload: str, peer: str, figure: str, **tags: Any) -> Series:
+        self.asked.add((workload, peer))
+        return {}
+
+
+def test_what_a_target_compares_is_measured_in_each_repetition() -> None:
+    figures = Compared()
+    for each in CHECKS:
+        each.measure(figures)
+    once = {asked for asked in figures.asked if repetitions_of(*asked) != EACH}
+    assert once == {("idle", "ours"), ("memory", "ours")}  # no ratios: they come out the same each time
+    for workload in ("drain", "enqueue", "latency"):  # of which the best peer is compared, whichever that is
+        assert repetitions_of(workload, "huey") == EACH
+
+
+def test_a_repetition_begins_with_another_peer_each_time_and_later_ones_are_shorter() -> None:
+    first, second, third = (planned(rep, "--only", "drain,memory,fanout") for rep in range(3))
+    assert first[:2] == [("ceiling", "drain"), ("drain", "ours")]
+    assert second[:2] == [("ceiling", "drain"), ("drain", "ours-50")]
+    assert {workload for workload, _ in second} == {"ceiling", "drain", "fanout"}
+    assert set(first) > set(second) > set(third)  # those that take part once, and twice
+    assert {peer for workload, peer in third if workload == "fanout"} == {"ours", "redis-py-50", "redis-py-1"}
+
+
+def test_a_million_waits_only_behind_peers_that_submit_it_soon() -> None:
+    sizes: dict[str, list[int]] = {}
+    for _, peer, size in planned(0, "--only", "growth", "--without", "ceiling"):
+        sizes.setdefault(peer, []).append(size)
+    assert {peer for peer, found in sizes.items() if 1_000_000 in found} == {"ours", "bullmq-node"}
+    assert all(found[:2] == [1_000, 10_000] for found in sizes.values())
+    assert max(planned(0, "--only", "growth", "--peers", "ours", "--most-waiting", "10000"))[2] == 10_000
+
+
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +301,30 @@ def test_the_report_says_what_was_measured_met_missed_and_failed() -> None:
     assert "| T5 batches: worker's CPU, µs an item | ≤ 25 | ≤ 12 | 30 | missed |" in text
     assert "| ours | 90,000 | 0.900 | 1.00 | 30.0 | 15.0 | 0.4 |" in text
     assert "| drain, slow, repetition 1 | FailedError: slow work: not a word |" in text
+
+
+def test_the_report_says_what_was_measured_less_often() -> None:
+    rows = [
+        {"workload": "memory", "peer": peer, "waiting_bytes": 500.0, "completed_bytes": 700.0, "rep": rep}
+        for peer, times in (("ours", 3), ("node", 1), ("slow", 1))
+        for rep in range(times)
+    ]
+    result = given_result(*rows, ours=OURS, node=A_PEER, slow=A_PEER)
+    assert "Repetitions: 3 of ours; 1 of the others." in report.summary(result)
+    result["rows"] = [row for row in rows if row["rep"] == 0]
+    assert "Repetitions:" not in report.summary(result)
+
+
+def test_growth_is_told_up_to_the_greatest_backlog_of_each() -> None:
+    def behind(peer: str, *rates: float) -> list[dict[str, Any]]:
+        return [
+            {"workload": "growth", "peer": peer, "waiting": 1000 * 10**n, "per_s": rate, "redis_us": 10.0}
+            for n, rate in enumerate(rates)
+        ]
+
+    text = report.summary(given_result(*behind("ours", 100, 90, 80), *behind("slow", 10, 5), ours=OURS, slow=A_PEER))
+    assert "| ours | 100 | 90 | 80 | 0.80 | 1.00 |" in text
+    assert "| slow | 10 | 5 |  | 0.50 | 1.00 |" in text
 
 
 def test_the_page_keeps_what_stands_around_the_tables(tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ class Peer:
     settings: ClassVar[str] = ""
     delivery: ClassVar[str] = ""  #: what is promised of a task, with these settings
     bulk: ClassVar[str] = ""  #: its bulk call; "" if it has none, and many single ones are sent at once
+    most_waiting: ClassVar[int] = 100_000  #: its greatest backlog; most would take many minutes to submit a million
     workloads: ClassVar[frozenset[str]] = frozenset(
-        {"drain", "scaling", "aof", "enqueue", "latency", "memory", "growth"}
+        {"drain", "scaling", "aof", "enqueue", "latency", "idle", "memory", "growth"}
     )  #: those it takes part in
 
     def __init__(self) -> None:

@@ -20,6 +20,7 @@ class BullMQNode(Peer):
     settings = "ioredis, concurrency 50, results by its event stream; addBulk; its bodies are counted once a loop turn"
     delivery = "at least once: lock per job, scan for stalled ones"
     bulk = "addBulk"
+    most_waiting = 1_000_000
 
     def is_drained(self, redis: Any, n: int) -> bool:
         return is_drained(redis, n)

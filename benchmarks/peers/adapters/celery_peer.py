@@ -17,6 +17,7 @@ class Celery(Peer):
 
     packages = ("celery", "kombu", "redis", "hiredis")
     pace = 1_000
+    most_waiting = 10_000  # it submits a thousand a second
     settings = "solo pool, prefetch 100, acks_late, JSON, results in Redis; no gossip, mingle, heartbeat or events"
     delivery = "at least once: acks_late and the hash of what is not acknowledged"
 

@@ -63,6 +63,7 @@ class Ours(Peer):
     settings = "one agent, Claims(batch=100), 200 slots; results seen by wait_for, which reads the events as they come"
     delivery = "at least once, completed exactly once: leases, fencing tokens, one function a step, with its event"
     bulk = "submit(*submissions), 500 a call"
+    most_waiting = 1_000_000
     board: ClassVar[Board] = QUEUE
     agents: ClassVar[int] = 1  #: for each section
     batch: ClassVar[int] = 100

@@ -3,7 +3,7 @@
 ::
 
     hub (one per process) → mailbox: urgent ─→ handlers, at once
-                                     normal ─→ handlers, one message after the other
+                                     normal ─→ handlers, one message after the other; see ``mailbox``
 
 Messages are hints: quick, and lost where nobody listens. What must arrive goes to a topic or a work queue.
 """
@@ -11,31 +11,23 @@ Messages are hints: quick, and lost where nobody listens. What must arrive goes 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import structlog
-
 from ..blackboard import Priority
-from ..errors import InvalidInputError, SwarmError
-from ..telemetry import traceparent_of_work
+from ..errors import InvalidInputError
 from .channels import Channels
 from .hub import Gap, Heard, Hub
+from .mailbox import Handler, Mailbox
 from .messages import Message, MessageType, TaskMessage
 from .rpc import Rpc, RpcHandler
 from .task_queues import TaskQueues
 
 __all__ = ["MessageBus"]
 
-log = structlog.get_logger(__name__)
 MAILBOX = 10_000  # messages that wait for their handlers; the oldest gives way
 EVERY = "*"
-TURN = 32  # messages that are handled before others get a turn on the event loop
-
-Handler = Callable[[Message], Awaitable[Any] | Any]
 
 
 class MessageBus:
@@ -63,30 +55,26 @@ class MessageBus:
         if mailbox < 1:
             raise InvalidInputError("mailbox", found=mailbox, needed="1 or more")
         self.agent_id, self.role = agent_id, role
-        self.dropped = 0  #: messages for which the mailbox had no room
-        self.expired = 0  #: messages that came to their turn too late
         self._hub, self._queues = hub, queues
         self._rpc = Rpc(hub, agent_id, default_timeout_s=default_timeout)
-        self._handlers: dict[str, list[Handler]] = defaultdict(list)
-        self._normal: deque[Heard] = deque()
-        self._urgent: deque[Heard] = deque()
-        self._room = mailbox
-        self._empty: dict[bool, asyncio.Future[None] | None] = {True: None, False: None}  # who waits for a message
-        self._tasks: list[asyncio.Task[None]] = []
+        self._handlers: dict[str, tuple[Handler, ...]] = {}
+        self._urgent = Mailbox(agent_id, self._handlers_of)
+        self._normal = Mailbox(agent_id, self._handlers_of, room=mailbox)
+        self._is_open = False
         self._unlisten: list[Callable[[], Any]] = []
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self, *channels: str) -> None:
         """Listen: to broadcasts, to the tiers of the role, to what is said to this agent, and to *channels*."""
-        if self._tasks:
+        if self._is_open:
             return
         own = [Channels.BROADCAST_CONTROL, Channels.BROADCAST_EMERGENCY, Channels.BROADCAST_ALL, *channels]
         own.append(Channels.agent_channel(self.agent_id))
         own += [Channels.tier_channel(tier) for tier in (Channels.tiers_of(self.role) if self.role else ())]
-        self._tasks = [
-            asyncio.create_task(self._handle(urgent), name=f"messages of {self.agent_id}") for urgent in (True, False)
-        ]
+        self._is_open = True
+        self._urgent.open()
+        self._normal.open()
         try:
             self._unlisten.append(await self._hub.listen(own, self._post))
         except BaseException:
@@ -96,10 +84,8 @@ class MessageBus:
     async def stop(self) -> None:
         """Stop listening; what is in the mailbox is dropped."""
         listened, self._unlisten = self._unlisten, []
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._is_open = False
+        await asyncio.gather(self._urgent.close(), self._normal.close())
         for unlisten in listened:
             await unlisten()
         await self._rpc.stop()
@@ -151,19 +137,30 @@ class MessageBus:
 
     def on(self, msg_type: MessageType | str, handler: Handler) -> Handler:
         """Have *handler* called with each message of a type (``*``: of any). One that raises is logged, and stays."""
-        self._handlers[str(msg_type)].append(handler)
+        self._handlers[str(msg_type)] = (*self._handlers.get(str(msg_type), ()), handler)
         return handler
 
     def off(self, msg_type: MessageType | str, handler: Handler | None = None) -> bool:
         """Call *handler*, or any handler of this type, no more. False if there was none."""
-        handlers = self._handlers.get(str(msg_type), [])
+        handlers = list(self._handlers.pop(str(msg_type), ()))
         if handler is None:
-            found, handlers[:] = bool(handlers), []
-            return found
-        if handler not in handlers:
-            return False
-        handlers.remove(handler)
-        return True
+            return bool(handlers)
+        found = handler in handlers
+        if found:
+            handlers.remove(handler)
+        if handlers:
+            self._handlers[str(msg_type)] = tuple(handlers)
+        return found
+
+    @property
+    def dropped(self) -> int:
+        """Messages for which the mailbox had no room."""
+        return self._normal.dropped
+
+    @property
+    def expired(self) -> int:
+        """Messages that came to their turn too late."""
+        return self._normal.expired + self._urgent.expired
 
     def on_gap(self, handler: Callable[[Gap], Any]) -> None:
         """Have *handler* called when messages of this process were missed while its connection was down."""
@@ -222,57 +219,10 @@ class MessageBus:
         """The next tasks of a queue, without taking them."""
         return await self._queues.peek(queue, count)
 
-    # -- the mailbox ------------------------------------------------------------------------------------------------
+    # -- the mailboxes ----------------------------------------------------------------------------------------------
 
     def _post(self, heard: Heard) -> None:
-        urgent = heard.channel in Channels.URGENT
-        box = self._urgent if urgent else self._normal
-        if not urgent and len(box) >= self._room:
-            box.popleft()
-            self.dropped += 1
-            if self.dropped == 1 or self.dropped % 10_000 == 0:
-                log.warning(
-                    "a mailbox is full; its oldest messages are dropped", agent=self.agent_id, dropped=self.dropped
-                )
-        box.append(heard)
-        empty = self._empty[urgent]
-        if empty is not None and not empty.done():
-            empty.set_result(None)
+        (self._urgent if heard.urgent else self._normal).post(heard)
 
-    async def _handle(self, urgent: bool) -> None:
-        box, loop, n = (self._urgent if urgent else self._normal), asyncio.get_running_loop(), 0
-        while True:
-            if not box:
-                empty = self._empty[urgent] = loop.create_future()
-                await empty
-            heard = box.popleft()
-            try:
-                message = heard.message
-            except InvalidInputError as error:
-                log.warning("a message can't be read", channel=heard.channel, why=str(error))
-                continue
-            if heard.is_expired():
-                self.expired += 1
-                continue
-            for handler in [*self._handlers.get(message.type, ()), *self._handlers.get(EVERY, ())]:
-                await self._hand_over(handler, message)
-            n += 1
-            if n % TURN == 0:
-                await asyncio.sleep(0)  # what is urgent has its turn
-
-    async def _hand_over(self, handler: Handler, message: Message) -> None:
-        traceparent_of_work.set(message.traceparent)
-        try:
-            answer = handler(message)
-            if answer is not None and inspect.isawaitable(answer):
-                await answer
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            log.warning("what a message handler waited for was cancelled", agent=self.agent_id, message=message.name)
-        except Exception as error:  # the rim: a handler may raise anything
-            log.warning(
-                "a message handler failed", agent=self.agent_id, message=message.name, error=repr(error),
-                exc_info=not isinstance(error, SwarmError),
-            )  # fmt: skip
+    def _handlers_of(self, msg_type: str) -> tuple[Handler, ...]:
+        return self._handlers.get(msg_type, ()) + self._handlers.get(EVERY, ())

@@ -8,9 +8,9 @@ overtakes anything within one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import structlog
@@ -33,18 +33,19 @@ HISTORY = 1000  # messages of each type that are kept
 class Heard:
     """A message as it came; read once for all agents of the process."""
 
-    __slots__ = ("_deadline", "_message", "body", "channel")
+    __slots__ = ("_ends_at_s", "_message", "body", "channel", "urgent")
 
     def __init__(self, channel: str, body: bytes) -> None:
         self.channel, self.body = channel, body
+        self.urgent = channel in Channels.URGENT
         self._message: Message | None = None
-        self._deadline: datetime | None = None
+        self._ends_at_s: float | None = None  # since the epoch
 
     def is_expired(self) -> bool:
         """Whether its deadline has passed; reckoned once for all who ask."""
-        if self._deadline is None:
-            self._deadline = self.message.deadline
-        return datetime.now(UTC) >= self._deadline
+        if self._ends_at_s is None:
+            self._ends_at_s = self.message.deadline.timestamp()
+        return time.time() >= self._ends_at_s
 
     @property
     def message(self) -> Message:
@@ -274,7 +275,10 @@ class Hub:
         self._reach(channel, int(text), counted=1)
         heard = Heard(name, body)
         for listener in list(self._listeners[name].values()):
-            _call(listener, heard)
+            try:
+                listener(heard)
+            except Exception:  # the rim: it may raise anything, and must not make the whole process deaf
+                log.error("a listener failed", exc_info=True)
 
     def _caught_up(self, channels: Sequence[bytes], numbers: Sequence[bytes | None]) -> None:
         for channel, number in zip(channels, numbers, strict=True):

@@ -24,7 +24,7 @@ __all__ = ["Subscription"]
 log = structlog.get_logger(__name__)
 PING_S = 10.0  # a connection that went silent without closing is found within two of these
 CONNECT_S = 5.0  # for a connection that is accepted but not answered
-TURN = 64  # messages that are handed on before others get a turn on the event loop
+TURN = 16  # messages that are handed on before others get a turn on the event loop
 CHANNELS_PER_CALL = 1000
 
 
