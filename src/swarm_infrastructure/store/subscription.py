@@ -188,7 +188,7 @@ class Subscription:
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(PING_S * (0.75 + self._random.random() / 4))
+            await asyncio.sleep(PING_S * (0.9 + self._random.random() / 10))
             connection = self._connection
             if connection is None or not connection.is_connected:
                 continue
