@@ -107,8 +107,10 @@ local function read_agents(context, argv)
       n = math.max(0, math.min(n, agent.most - held)) -- guard: most_held
     end
     n = math.min(n, MOST_PER_CALL - wanted) -- guard: most_per_call
-    promised = promised or { [id] = 0 }
-    promised[id] = (promised[id] or 0) + n
+    if agents[2] then
+      promised = promised or {}
+      promised[id] = (promised[id] or 0) + n
+    end
     agent.n = n
     wanted = wanted + n
   end
@@ -117,7 +119,6 @@ end
 
 -- deal: hand what was taken round, so that no agent gets two while another has none.
 local function deal(agents, taken)
-  if not agents[2] then return { taken } end
   local hands, next_one, many, round = {}, 1, #taken, 0
   for i = 1, #agents do hands[i] = {} end
   while next_one <= many do
@@ -176,11 +177,12 @@ local function claim(keys, argv)
   end
   if sound and sound[1] then
     token = next_token(keys[6], now_us)
-    changes, hands = collect_changes(context.items, context.events, context.counts), deal(agents, sound)
-    local receipts
+    changes = collect_changes(context.items, context.events, context.counts)
+    hands = agents[2] and deal(agents, sound)
+    local receipts, places = { nil, nil, nil, nil }, nil
     for i = 1, #agents do
-      local hand, agent, stamps, before, stamp = hands[i], agents[i].id, nil, nil, nil
-      local first = changes.n + 1
+      local hand, agent, stamps, before, stamp = hands and hands[i] or sound, agents[i].id, nil, nil, nil
+      local place, names = ' ' .. i .. ':', hand[2] and {}
       for j = 1, #hand do
         local k = hand[j]
         local state = facts[3 * k]
@@ -188,32 +190,39 @@ local function claim(keys, argv)
           before, stamp = state, stamps and stamps[state]
           if not stamp then
             stamp = held_stamp(changes, context, only or from[k], state, agent, token)
-            if stamps then stamps[state] = stamp else stamps = { [state] = stamp } end
+            if names then
+              stamps = stamps or {}
+              stamps[state] = stamp
+            end
           end
         end
         press(changes, stamp, ids[k], facts[3 * k - 2], facts[3 * k - 1], ends_text)
+        if names then names[j] = ids[k] end
       end
-      if changes.n >= first then
-        local place = ' ' .. i .. ':'
-        local row = place .. concat(changes.ids, place, first)
-        if not receipts then receipts = { [agent] = request .. ' ' .. token } end
-        receipts[agent] = (receipts[agent] or request .. ' ' .. token) .. row
+      if hand[1] then
+        local row = place .. (names and concat(names, place) or ids[hand[1]])
+        local at = places and places[agent]
+        if at then
+          receipts[at] = receipts[at] .. row -- this call named it before
+        else
+          at = #receipts + 2
+          receipts[at - 1], receipts[at] = agent, request .. ' ' .. token .. row
+          if hands then
+            places = places or {}
+            places[agent] = at
+          end
+        end
       end
     end
-    local written = { nil, nil, nil, nil }
-    for id, row in pairs(receipts) do
-      local n = #written
-      written[n + 1], written[n + 2] = id, row
-    end
-    redis.call('HSET', context.receipts, unpack(written))
+    redis.call('HSET', context.receipts, unpack(receipts))
     write_changes(changes)
     if not due_ms or ends_ms < due_ms then due_ms = ends_ms end
   end
 
   local n = 0
   for i = 1, #agents do
-    local rows, hand = answer[i], hands and hands[i] or {}
-    for j = 1, #hand do
+    local rows, hand = answer[i], hands and hands[i] or sound
+    for j = 1, hand and #hand or 0 do
       local at = 3 * j
       n = n + 1
       rows[at - 2], rows[at - 1], rows[at] = changes.stored[2 * n - 1], changes.stored[2 * n], payloads[hand[j]]

@@ -73,8 +73,8 @@ local function stamp_for(context, changes, target, waits)
 end
 
 -- accept: nothing is written yet, but the items after this one are judged as if it stood on the board.
-local function accept(context, id, target, mark, life_ms)
-  context.fresh[id] = true
+local function accept(context, row, id, target, mark, life_ms)
+  context.fresh[id] = row
   if target.limits.cap > 0 then
     local section = target.parts.section
     context.entered[section] = (context.entered[section] or 0) + 1
@@ -97,7 +97,7 @@ end
 
 local function submit(keys, argv)
   local targets, _, now_ms = read_targets(keys)
-  local ids, answers, accepted, texts = { nil, nil, nil, nil }, { nil, nil, nil, nil }, { nil, nil, nil, nil }, { nil, nil, nil, nil }
+  local ids, answers, texts = { nil, nil, nil, nil }, { nil, nil, nil, nil }, { nil, nil, nil, nil }
   for i = 4, #argv, 7 do ids[(i + 3) / 7] = argv[i] end
   local context = {
     now_ms = now_ms, counts = keys[5], dedup = keys[7], request = argv[1], agent = argv[2], trace = argv[3],
@@ -105,15 +105,15 @@ local function submit(keys, argv)
   }
   local packed = redis.call('HMGET', keys[2], unpack(ids))
 
-  local at, n = 4, 0
+  local at, n, before, target = 4, 0, nil, nil
   for row = 1, #ids do
-    local target, mark = targets[tonumber(argv[at + 1])], argv[at + 4]
+    local index, mark = argv[at + 1], argv[at + 4]
+    if index ~= before then before, target = index, targets[tonumber(index)] end
     local refused = judge(context, packed[row], ids[row], target, argv[at + 2], mark, argv[at + 6])
     answers[row] = refused or 'submitted'
     if not refused then
-      accept(context, ids[row], target, mark, argv[at + 5])
+      accept(context, row, ids[row], target, mark, argv[at + 5])
       n = n + 1
-      accepted[n] = at
     end
     at = at + 7
   end
@@ -121,11 +121,17 @@ local function submit(keys, argv)
 
   local changes = collect_changes(keys[2], keys[4], keys[5])
   local seq = redis.call('INCRBY', keys[6], whole(n)) - n
-  for i = 1, n do
-    at = accepted[i]
-    local id, target = argv[at], targets[tonumber(argv[at + 1])]
-    put(context, changes, id, target, argv[at + 2], argv[at + 3], argv[at + 4], whole(seq + i))
-    texts[2 * i - 1], texts[2 * i] = id, argv[at + 6]
+  at, n = 4, 0
+  for row = 1, #ids do
+    local id, index = ids[row], argv[at + 1]
+    if context.fresh[id] == row then
+      if index ~= before then before, target = index, targets[tonumber(index)] end
+      texts[n + 1], texts[n + 2] = id, argv[at + 6]
+      n = n + 2
+      seq = seq + 1
+      put(context, changes, id, target, argv[at + 2], argv[at + 3], argv[at + 4], whole(seq))
+    end
+    at = at + 7
   end
   redis.call('HSET', keys[3], unpack(texts))
   if context.marks and context.marks[1] then redis.call('HSET', context.dedup, unpack(context.marks)) end

@@ -5,13 +5,15 @@
 local function collect_changes(items, events, counts, request)
   return {
     items = items, events = events, counts = counts, request = request or '',
-    groups = { nil, nil, nil, nil }, group = nil, groups_by_key = nil,
-    -- commands to be: { 'ZADD', key, score, id, … } and the lane's doorbell or false, in turn; { 'ZREM', key, id, … }
-    zadds = { nil, nil, nil, nil }, zrems = { nil, nil, nil, nil },
+    -- the newest group; all of them are in the array part
+    group = nil, groups_by_key = nil,
+    -- commands to be: { 'ZREM', key, id, … } or { 'ZADD', key, score, id, … }, and a doorbell or false, in turn
+    moves = { nil, nil, nil, nil },
     tally = { nil, nil, nil, nil }, -- a key and what its fields grow by, in turn
-    -- of each item that changes, in the order of the changes: its id; its stamp, previous event and own part of the record, in
-    -- turn; and once they are written, its id and new record, in turn (none of items that leave the board, which go alone)
-    n = 0, ids = { nil, nil, nil, nil }, pressed = { nil, nil, nil, nil }, stored = { nil, nil, nil, nil },
+    -- of each item that changes, in the order of the changes: its stamp, previous event and own part of the record, in turn; its
+    -- id and, once it is written, its new record, in turn (items that leave the board have none, and leave in calls of their own)
+    n = 0, pressed = { nil, nil, nil, nil }, stored = { nil, nil, nil, nil },
+    nil, nil, nil, nil,
   }
 end
 
@@ -35,32 +37,32 @@ local function group_of(changes, kind, from, to, reason, trace)
     known[key] = group
   end
   changes.group = group
-  changes.groups[#changes.groups + 1] = group
+  changes[#changes + 1] = group
   return group
 end
 
 -- entrants, leavers: what goes into a line or `timed` (score, id, score, id, …), and what goes out of one. Few keys in a call.
-local function entrants(changes, key, bell)
-  local zadds = changes.zadds
-  for i = 1, #zadds, 2 do
-    if zadds[i][2] == key then
-      zadds[i + 1] = bell or zadds[i + 1]
-      return zadds[i]
+local function move_of(changes, command, key, bell)
+  local moves = changes.moves
+  local n = #moves
+  for i = 1, n, 2 do
+    local move = moves[i]
+    if move[2] == key and move[1] == command then
+      moves[i + 1] = bell or moves[i + 1]
+      return move
     end
   end
-  local added, n = { 'ZADD', key, nil, nil }, #zadds
-  zadds[n + 1], zadds[n + 2] = added, bell or false
-  return added
+  local move = { command, key, nil, nil }
+  moves[n + 1], moves[n + 2] = move, bell or false
+  return move
+end
+
+local function entrants(changes, key, bell)
+  return move_of(changes, 'ZADD', key, bell)
 end
 
 local function leavers(changes, key)
-  local zrems = changes.zrems
-  for i = 1, #zrems do
-    if zrems[i][2] == key then return zrems[i] end
-  end
-  local removed = { 'ZREM', key, nil, nil }
-  zrems[#zrems + 1] = removed
-  return removed
+  return move_of(changes, 'ZREM', key)
 end
 
 local function put_in(changes, key, score, id, bell)
@@ -91,8 +93,9 @@ local function press(changes, stamp, id, previous, own, score)
   local n, pressed, group, out, into = changes.n, changes.pressed, stamp.group, stamp.out, stamp.into
   local at = 3 * n
   pressed[at + 1], pressed[at + 2], pressed[at + 3] = stamp, previous, own
+  changes.stored[2 * n + 1] = id
   n = n + 1
-  changes.n, changes.ids[n] = n, id
+  changes.n = n
   group[#group + 1] = n
   stamp.times = stamp.times + 1
   if out then out[#out + 1] = id end
@@ -130,25 +133,25 @@ end
 
 -- write_event: one entry for the items of a group, and what they add to counters. Returns its id.
 local function write_event(changes, group)
-  local ids, pressed, rows = changes.ids, changes.pressed, { nil, nil, nil, nil }
+  local stored, pressed, rows, row = changes.stored, changes.pressed, nil, nil
   local first, stamp, before = pressed[3 * group[1] - 2], nil, nil
   for i = 1, #group do
     local n = group[i]
     local its, previous = pressed[3 * n - 2], pressed[3 * n - 1]
     if its == stamp and previous == before then
-      rows[i] = ids[n]
+      row = stored[2 * n - 1]
     else
       stamp, before = its, previous
-      local row = ids[n] .. ' ' .. stamp.version .. ' ' .. before
+      row = stored[2 * n - 1] .. ' ' .. stamp.version .. ' ' .. before
       if stamp.agent ~= first.agent or stamp.token ~= first.token then row = row .. ' ' .. stamp.agent .. ' ' .. stamp.token end
-      rows[i] = row
       for k = 1, #stamp, 3 do count(changes, stamp[k], stamp[k + 1], stamp[k + 2] * stamp.times) end
       stamp.times = 0 -- they are counted
     end
+    if rows then rows[i] = row elseif group[2] then rows = { row } end
   end
   return redis.call('XADD', changes.events, '*', 'kind', group.kind, 'from', group.from, 'to', group.to,
     'agent', first.agent, 'token', first.token, 'reason', group.reason, 'trace', group.trace, 'request', changes.request,
-    'items', rows[2] and concat(rows, ',') or rows[1])
+    'items', rows and concat(rows, ',') or row)
 end
 
 -- read_rows: what `write_event` wrote: {id, version, previous event, agent, token} of each item, '' where they are the entry's.
@@ -162,17 +165,17 @@ local function read_rows(items)
 end
 
 local BAR = 124 -- as a byte
+local ORDER = { 'ZREM', 'ZADD' } -- an item may leave a sorted set and enter it again
 
 local function write_group(changes, group)
   local event = write_event(changes, group)
   local from, to = group.from, group.to
   if to ~= '' then
-    local ids, pressed, stored, start = changes.ids, changes.pressed, changes.stored, event .. '|'
+    local pressed, stored, start = changes.pressed, changes.stored, event .. '|'
     for i = 1, #group do
       local n = group[i]
       local previous, own = pressed[3 * n - 1], pressed[3 * n]
       if byte(own) == BAR and previous ~= '' then own = (match(previous, '^%d+') or '') .. own end
-      stored[2 * n - 1] = ids[n]
       stored[2 * n] = start .. own .. '|' .. pressed[3 * n - 2].text
     end
   end
@@ -190,16 +193,16 @@ end
 
 -- write_changes: events, records, lines, counters, doorbells: a handful of calls for the whole batch.
 local function write_changes(changes)
-  local groups, stored, zrems, zadds, tally = changes.groups, changes.stored, changes.zrems, changes.zadds, changes.tally
-  for i = 1, #groups do
-    if groups[i][1] then write_group(changes, groups[i]) end
+  local stored, moves, tally = changes.stored, changes.moves, changes.tally
+  for i = 1, #changes do
+    if changes[i][1] then write_group(changes, changes[i]) end
   end
-  if #stored > 0 then redis.call('HSET', changes.items, unpack(stored)) end
-  for i = 1, #zrems do
-    if zrems[i][3] then redis.call(unpack(zrems[i])) end
-  end
-  for i = 1, #zadds, 2 do
-    if zadds[i][3] then redis.call(unpack(zadds[i])) end
+  if stored[2] then redis.call('HSET', changes.items, unpack(stored)) end
+  for _, command in ipairs(ORDER) do
+    for i = 1, #moves, 2 do
+      local move = moves[i]
+      if move[1] == command and move[3] then redis.call(unpack(move)) end
+    end
   end
   for i = 1, #tally, 2 do
     local key = tally[i]
@@ -209,8 +212,8 @@ local function write_changes(changes)
       end
     end
   end
-  for i = 1, #zadds, 2 do
-    local bell = zadds[i][3] and zadds[i + 1]
+  for i = 1, #moves, 2 do
+    local bell = moves[i][3] and moves[i + 1]
     if bell then ring(bell) end
   end
 end
