@@ -17,7 +17,7 @@ local function repeated(context, lanes, agents, request)
   for i = 1, #agents do names[i] = agents[i].id end
   local ask = request .. ' '
   for i, receipt in ipairs(redis.call('HMGET', context.receipts, unpack(names))) do
-    answer[i] = {}
+    answer[i] = { nil, nil, nil, nil }
     if receipt and substring(receipt, 1, #ask) == ask then -- guard: claim_repeat
       local token, ids = match(receipt, '^(%S+) ?(.*)$', #ask + 1)
       again = token
@@ -83,8 +83,7 @@ local function pop(lanes, n)
   local lane = full[1]
   if not lane then return {}, nil end
   local ids = redis.call('ZRANGE', lane.line, '0', whole(n))
-  lane.left = ids[n + 1] ~= nil
-  ids[n + 1] = nil
+  if ids[n + 1] then lane.left, ids[n + 1] = true, nil end
   if ids[1] then leave_line(lane, #ids) end
   return ids, nil, lane
 end

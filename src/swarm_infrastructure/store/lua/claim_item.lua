@@ -12,7 +12,7 @@ local function claim_item(keys, argv)
   }
   local id, agent, role, lease_ms, request = argv[1], argv[2], argv[3], tonumber(argv[4]), argv[5]
   local lanes = read_lanes(keys, 11)
-  local unfit, now_us, now_ms = read_claimables(keys[1], lanes)
+  local _, now_us, now_ms = read_claimables(keys[1], lanes)
   context.now_ms = now_ms
   local gate = gates_of(context.gates, { { id = agent, role = role } }, now_ms)[1]
   if gate then return { 'gate', gate } end -- guard: item_gate
@@ -25,7 +25,7 @@ local function claim_item(keys, argv)
   for _, each in ipairs(lanes) do
     if each.parts.name == lane_of(record, record.holder ~= '' and record.origin or nil) then lane = each end
   end
-  if not lane or lane == unfit then return { 'lane', lane_of(record) } end -- guard: item_lane
+  if not lane or lane.becomes == '-' then return { 'lane', lane_of(record) } end -- guard: item_lane
   local due_ms = tonumber(redis.call('ZSCORE', lane.timed, id) or 0)
   if record.holder ~= '' then
     if ask == request and given == record.token and due_ms > now_ms then -- guard: item_repeat

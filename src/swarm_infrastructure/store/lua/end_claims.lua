@@ -23,6 +23,18 @@ local function first_answer(state, token, kind)
   return { 'lost', 'the lease ran out and the item was taken back' }
 end
 
+-- lane_of_call: a lane that this call names by its number, read once.
+local function lane_of_call(context, index)
+  local n = tonumber(index)
+  local lane = context.lanes[n]
+  if not lane then
+    local keys, first = context.keys, 11 + (n - 1) * 3
+    lane = { line = keys[first], timed = keys[first + 1], bell = keys[first + 2], parts = lane_at(keys[first]), ready = false }
+    context.lanes[n] = lane
+  end
+  return lane
+end
+
 -- judge_target: may items in this state go to that lane? `needed`: the only lane it may be, where the board and not the agent
 -- decides.
 local function judge_target(context, state, lane, kind, needed)
@@ -75,11 +87,12 @@ local function fate_of(context, group, state)
   if kind == 'fail' or kind == 'give_up' then
     local retry = rule.retry(rules, state.section)
     local waits = lane_of(state, retry ~= '' and retry or group.from.parts.status)
+    local quarantine = lane_of_call(context, group.quarantine)
     local refused = judge_target(context, state, group.to, kind, waits)
-      or judge_target(context, state, group.quarantine, kind, lane_of(state, rule.quarantine(rules)))
+      or judge_target(context, state, quarantine, kind, lane_of(state, rule.quarantine(rules)))
     if refused then return { refused = refused } end
     if kind == 'give_up' or worn_out(rule.limits(rules, state.section), state) then -- guard: fail_worn_out
-      return landing(context, group, state, 'quarantined', group.quarantine, 0)
+      return landing(context, group, state, 'quarantined', quarantine, 0)
     end
     return landing(context, group, state, 'failed', group.to, group.delay_ms)
   end
@@ -110,23 +123,11 @@ local function read_ends(context, group)
   return redis.call('ZMSCORE', group.from.timed, unpack(group.ids))
 end
 
--- lane_of_call: a lane that this call names by its number, read once.
-local function lane_of_call(context, keys, index)
-  local n = tonumber(index)
-  local lane = context.lanes[n]
-  if not lane then
-    local first = 11 + (n - 1) * 3
-    lane = { line = keys[first], timed = keys[first + 1], bell = keys[first + 2], parts = lane_at(keys[first]), ready = false }
-    context.lanes[n] = lane
-  end
-  return lane
-end
-
-local function read_group(context, keys, argv, at)
+local function read_group(context, argv, at)
   local kind, from, to, quarantine, delay_ms, reason, trace, error, n = unpack(argv, at, at + 8)
   local group = {
-    kind = kind, from = lane_of_call(context, keys, from), to = lane_of_call(context, keys, to),
-    quarantine = lane_of_call(context, keys, quarantine), delay_ms = tonumber(delay_ms),
+    kind = kind, from = lane_of_call(context, from), to = lane_of_call(context, to),
+    quarantine = quarantine, delay_ms = tonumber(delay_ms),
     reason = reason, trace = trace, error = error, ids = { nil, nil, nil, nil }, first = at + 9,
   }
   local ids, many = group.ids, tonumber(n)
@@ -169,7 +170,10 @@ local function end_group(context, keys, argv, group, answers)
         judged, fate = state, fates and fates[state]
         if not fate then
           fate = fate_of(context, group, state)
-          if fates then fates[state] = fate else fates = { [state] = fate } end
+          if ids[2] then
+            fates = fates or {}
+            fates[state] = fate
+          end
         end
       end
       answer = fate.refused or completes and payload ~= '' and judge_payload(context, group, state, version, payload)
@@ -192,19 +196,18 @@ end
 
 local function end_claims(keys, argv)
   local to = lane_at(keys[11 + (tonumber(argv[3]) - 1) * 3]) -- of the first claims: what the board says of it is asked with the clock
-  local rules = { board = keys[1], [to.place_rule] = nil }
   local found = redis.call('HMGET', keys[1], 'clock_offset_ms', to.place_rule)
-  rules[to.place_rule] = found[2]
+  local rules = { board = keys[1], [to.place_rule] = found[2] }
   local _, now_ms = clock_at(found[1])
   local context = {
-    now_ms = now_ms, rules = rules, gates = keys[6], held = keys[7], tallies = keys[10],
+    keys = keys, now_ms = now_ms, rules = rules, gates = keys[6], held = keys[7], tallies = keys[10],
     changes = collect_changes(keys[2], keys[4], keys[5]), lanes = { nil, nil, nil, nil }, states = nil, ended = nil,
     texts = nil, results = nil, troubles = nil,
   }
   local answers, at = { nil, nil, nil, nil }, 1
   while argv[at] do
     local group
-    group, at = read_group(context, keys, argv, at)
+    group, at = read_group(context, argv, at)
     end_group(context, keys, argv, group, answers)
   end
   write_changes(context.changes)

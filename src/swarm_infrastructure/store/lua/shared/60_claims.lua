@@ -16,9 +16,8 @@ local function read_lanes(keys, first)
   return lanes
 end
 
--- read_claimables: what claims make of these lanes' items, which the lanes remember; with the clock, as that is one question
--- to the board. Returns the first lane that items may not be claimed from, or whose quarantine is not its own, or nil; and the
--- time, as `read_clock`.
+-- read_claimables: what claims make of these lanes' items (`becomes`): '-' where items may not be claimed from or the quarantine
+-- is not the lane's own. Returns the first such lane, or nil, and the time, as `read_clock`: one question to the board.
 local function read_claimables(board, lanes)
   local fields, unfit = { 'clock_offset_ms', 'quarantine', nil, nil }, nil
   for i = 1, #lanes do fields[i + 2] = lanes[i].parts.place_rule end
@@ -26,10 +25,10 @@ local function read_claimables(board, lanes)
   for i = 1, #lanes do
     local lane, becomes = lanes[i], found[i + 2] or '-'
     local parts, quarantine = lane.parts, lane_at(lane.quarantine)
-    lane.becomes = becomes
     local own = quarantine.section == parts.section and quarantine.status == found[2] and quarantine.requires == parts.requires
     if not own then becomes = '-' end -- guard: lane_quarantine
     if becomes == '-' then unfit = unfit or lane end
+    lane.becomes = becomes
   end
   return unfit, clock_at(found[1])
 end
