@@ -29,11 +29,10 @@ local HEADS = 1000 -- so many are kept, then they begin anew
 local function whole(number)
   local text = small[number]
   if text then return text end
-  if number % 1 ~= 0 or number > 2 ^ 53 then return string.format('%.0f', number) end
-  if number < 0 then return '-' .. whole(-number) end
-  if number < 1000 then
+  if number < 1000 or number % 1 ~= 0 or number > 2 ^ 53 then
+    if number < 0 then return '-' .. whole(-number) end
     text = string.format('%.0f', number)
-    small[number] = text
+    if number < 1000 and number % 1 == 0 then small[number] = text end
     return text
   end
   local above = floor(number / 1000)

@@ -11,7 +11,7 @@ local function collect_changes(items, events, counts, request)
     moves = { nil, nil, nil, nil },
     tally = { nil, nil, nil, nil }, -- a key and what its fields grow by, in turn
     -- of each item that changes, in the order of the changes: its stamp, previous event and own part of the record, in turn; its
-    -- id and, once it is written, its new record, in turn (items that leave the board have none, and leave in calls of their own)
+    -- id and, once it is written, its new record, in turn (items that leave the board get none, and leave in calls of their own)
     n = 0, pressed = { nil, nil, nil, nil }, stored = { nil, nil, nil, nil },
     nil, nil, nil, nil,
   }
@@ -90,12 +90,11 @@ end
 -- press: this stamp is what becomes of item `id`, whose newest event so far is `previous`; `own` as `split_record` gives it,
 -- `score` where it enters a sorted set.
 local function press(changes, stamp, id, previous, own, score)
-  local n, pressed, group, out, into = changes.n, changes.pressed, stamp.group, stamp.out, stamp.into
+  local n, pressed, stored, group, out, into = changes.n + 1, changes.pressed, changes.stored, stamp.group, stamp.out, stamp.into
   local at = 3 * n
-  pressed[at + 1], pressed[at + 2], pressed[at + 3] = stamp, previous, own
-  changes.stored[2 * n + 1] = id
-  n = n + 1
   changes.n = n
+  pressed[at - 2], pressed[at - 1], pressed[at] = stamp, previous, own
+  stored[2 * n - 1], stored[2 * n] = id, false
   group[#group + 1] = n
   stamp.times = stamp.times + 1
   if out then out[#out + 1] = id end
