@@ -91,7 +91,9 @@ end
 local function read_agents(context, argv)
   local agents, wanted, promised = { nil, nil, nil, nil }, 0, nil
   for i = 3, #argv, 4 do
-    agents[#agents + 1] = { id = argv[i], role = argv[i + 1], n = tonumber(argv[i + 2]), most = tonumber(argv[i + 3]), gate = nil }
+    agents[#agents + 1] = {
+      id = argv[i], role = argv[i + 1], n = tonumber(argv[i + 2]), most = tonumber(argv[i + 3]), gate = nil,
+    }
   end
   local gates = gates_of(context.gates, agents, context.now_ms)
   for i = 1, #agents do

@@ -195,7 +195,9 @@ local function end_group(context, keys, argv, group, answers)
 end
 
 local function end_claims(keys, argv)
-  local to = lane_at(keys[11 + (tonumber(argv[3]) - 1) * 3]) -- of the first claims: what the board says of it is asked with the clock
+  if not argv[1] then return {} end
+  -- where the first claims go to: what the board says of it is asked with the clock
+  local to = lane_at(keys[11 + (tonumber(argv[3]) - 1) * 3])
   local found = redis.call('HMGET', keys[1], 'clock_offset_ms', to.place_rule)
   local rules = { board = keys[1], [to.place_rule] = found[2] }
   local _, now_ms = clock_at(found[1])

@@ -1,7 +1,7 @@
 -- Changes of one call, collected first and written together at the end: validate everything, then write, because Redis
 -- does not roll back. Items that change alike share one event entry, with a row each: `id version previous-event`, and
 -- agent and token where they are not the entry's. A row of nothing but an id says the same as the row before it.
--- Most calls change one item: `nil, nil, nil, nil` makes room for it at once, where an empty table would be made anew as it grows.
+-- Many calls change one item: `nil, nil, nil, nil` makes room for it at once, where an empty table is made anew as it grows.
 local function collect_changes(items, events, counts, request)
   return {
     items = items, events = events, counts = counts, request = request or '',
