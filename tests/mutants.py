@@ -91,12 +91,11 @@ class Mutant:
 
 
 # Guards whose line does more than to refuse: what to put for which part of it.
-ASKED = "if not claimable(context.rules, lane) then return { 'place', lane.name } end"
 EDITS = {
-    "lane_twice": ("not known[line]", "true"),
-    "claim_forged": ("state.holder == '' and state.lane == from[i].name", "true"),
+    "lane_twice": ("not known", "true"),
+    "claim_forged": (" and state.holder == '' and state.lane == lane.parts.name", ""),
     "reap_forged": (
-        "not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name",
+        "not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.parts.name",
         "not record",
     ),
     "purge_kept": (" and outlived(rules, record, now_ms)", ""),
@@ -105,10 +104,7 @@ EDITS = {
     "ledger_dropped": ("counters[i]", "true"),
     "prune_item": (" or redis.call('HEXISTS', keys[4], task) == 1", ""),
     "sketch_order": ("its_place > 0 and its_place < place", "true"),
-    "fail_worn_out": (" or worn_out(rules.limits(state.section), state)", ""),
-    # the condition also learns what a claim makes of the items
-    "claim_place": (ASKED, "claimable(context.rules, lane)"),
-    "reap_place": (ASKED, "claimable(context.rules, lane)"),
+    "fail_worn_out": (" or worn_out(rule.limits(rules, state.section), state)", ""),
     "gate_kept": ("not old or not gate_stands(context, old)", "true"),
     "alert_heard": ("if kind ~= 'unknown' then told", "do told"),
     "reserve_window": ("fits and reserve_one", "reserve_one"),
@@ -116,13 +112,17 @@ EDITS = {
     "slow_down_longest": ("math.max(tonumber(until_ms), now_ms + tonumber(argv[2]))", "now_ms + tonumber(argv[2])"),
     "topic_partitions": (" and topic.partitions == tonumber(partitions)", ""),
     "redrive_once": ("if row then", "do"),
-    "item_lane": ("not claimable(context.rules, lane)", "(claimable(context.rules, lane) and false)"),
+    "item_lane": (" or lane.becomes == '-'", ""),
 }
 
-NEXT_TOKEN = "math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)"
+CLOCK_SERVES = "if last < now_us then return token end"
 RESETS = "if kind == 'moved' or kind == 'released' then record.attempts"
 CRASH, VERSION = "record.crashes = plus(record.crashes, 1)", "record.version = plus(record.version, 1)"
 CLAIMED = "local version, attempts = plus(state.version, 1), plus(state.attempts, 1)"
+HELD, ENDED_FOR = (
+    "stamp[1], stamp[2], stamp[3] = context.held, agent",
+    "stamp[4], stamp[5], stamp[6] = context.tallies, agent",
+)
 GATES = "found[2 * i] or found[2 * i + 1] or found[1]"
 ENDED_TOKEN = "state.token ~= token or state.holder == ''"
 HELD_TOKEN = "record.token ~= token or record.holder == ''"
@@ -186,25 +186,25 @@ DETAILS = {
         "tonumber(argv[4])",
     ),
     "checkpoint_own_stage": ("keep_checkpoint.lua", "not mine and n >= ", "n >= "),
-    "change_release_status": ("change_item.lua", "(record.status ~= rules.quarantine() or ", "("),
-    "change_release_ready": ("change_item.lua", " or rules.place(section, status) == '-')", ")"),
+    "change_release_status": ("change_item.lua", "(record.status ~= rule.quarantine(rules) or ", "("),
+    "change_release_ready": ("change_item.lua", " or rule.place(rules, section, status) == '-')", ")"),
     "claim_forged_holder": ("claim.lua", "state.holder == '' and state.lane", "state.lane"),
-    "claim_forged_lane": ("claim.lua", " and state.lane == from[i].name then", " then"),
+    "claim_forged_lane": ("claim.lua", " and state.lane == lane.parts.name then", " then"),
     "item_repeat_lease": ("claim_item.lua", " and due_ms > now_ms then -- guard: item_repeat", " then"),
     "item_repeat_token": ("claim_item.lua", "ask == request and given == record.token", "ask == request"),
     "claim_repeat_place": ("claim.lua", "tonumber(place) == i and ", ""),
-    "claim_repeat_ends": ("claim.lua", "ended_ms or ends_ms", "ends_ms"),
+    "claim_repeat_ends": ("claim.lua", "ended_ms or ends_text", "ends_text"),
     "dedup_for_ever": ("submit.lua", "ends_ms == '0' or ", ""),
     "dedup_lifetime": ("submit.lua", "tonumber(ends_ms) > context.now_ms", "true"),
     "delete_mark": ("delete_item.lua", "redis.call('HDEL', keys[6], record.dedup)", "local _"),
     "end_first_answer_quarantined": ("end_claims.lua", " or (kind == 'fail' and ending == 'quarantined')", ""),
-    "end_answers_remembered": ("end_claims.lua", "endings .. ',' .. string.match(state.endings, '^[^,]*')", "endings"),
+    "end_answers_remembered": ("end_claims.lua", "endings .. ',' .. match(state.endings, '^[^,]*')", "endings"),
     "change_keeps_delay": ("change_item.lua", "if kind == 'updated' and waits_ms then", "if false then"),
     "board_clock": ("register_board.lua", "if offset then", "if false then"),
     "submit_delay_rings": (
         "submit.lua",
-        "target.ready and target.bell or nil",
-        "not waits and target.ready and target.bell or nil",
+        "target.place ~= '-' and target.bell or nil",
+        "not waits and target.place ~= '-' and target.bell or nil",
     ),
     "end_delay_rings": ("end_claims.lua", "entrants(changes, lane.timed, lane.bell)", "entrants(changes, lane.timed)"),
     # counters
@@ -223,34 +223,47 @@ DETAILS = {
     "end_complete_resets": ("end_claims.lua", "attempts, crashes = '0', '0'", "local _"),
     "change_move_resets": ("change_item.lua", RESETS, "if kind == 'released' then record.attempts"),
     "change_release_resets": ("change_item.lua", RESETS, "if kind == 'moved' then record.attempts"),
-    "claim_held_counted": ("60_claims.lua", "stamp.counted = { context.held, agent, 1 }", "local _"),
+    "claim_held_counted": ("60_claims.lua", f"{HELD}, 1", "local _"),
     "reap_held_counted": ("60_claims.lua", "count(changes, context.held, agent, -1)", "local _"),
-    "end_held_counted": ("end_claims.lua", "context.held, agent, -1, ", ""),
-    "end_tallied": ("end_claims.lua", ", context.tallies, agent .. '|' .. kind, 1 }", " }"),
-    "claim_most_in_call": ("claim.lua", "promised[agent.id] = (promised[agent.id] or 0) + agent.n", "local _"),
+    "end_held_counted": ("end_claims.lua", f"{HELD}, -1", HELD + ", 0"),
+    "end_tallied": ("end_claims.lua", f"{ENDED_FOR} .. '|' .. kind, 1", "local _"),
+    "claim_most_in_call": ("claim.lua", "promised[id] = (promised[id] or 0) + n", "local _"),
     "reap_lateness_told": ("60_claims.lua", "late_ms = context.now_ms - ended_ms", "late_ms = 0"),
-    "reap_limit": ("60_claims.lua", "limit = limit - #due", "local _"),
-    "reap_error_kept": ("60_claims.lua", "for _, row in ipairs(context.lapsed) do", "for _, row in ipairs({}) do"),
+    "reap_limit": ("60_claims.lua", "limit = limit - take_back(", "local _ = take_back("),
+    "reap_error_kept": (
+        "60_claims.lua",
+        "for _, row in ipairs(context.lapsed or {}) do",
+        "for _, row in ipairs({}) do",
+    ),
     "fail_error_kept": ("end_claims.lua", "if group.error ~= '' then", "if false then"),
     "fail_errors_bounded": ("50_changes.lua", "while #text > ERROR_BYTES do", "while false do"),
     "submit_created_kept": (
         "50_changes.lua",
-        "if byte(own) == BAR and previous[n] ~= '' then",
+        "if byte(own) == BAR and previous ~= '' then",
         "if false then",
     ),
-    "counted_for_each": ("50_changes.lua", "counted[i + 2] * times", "counted[i + 2]"),
+    "counted_for_each": ("50_changes.lua", "stamp[k + 2] * stamp.times", "stamp[k + 2]"),
     # what items have in common
-    "event_rows_alike": ("50_changes.lua", "if stamps[n] == stamp and previous[n] == before then", "if i > 1 then"),
-    "event_rows_one_stamp": ("50_changes.lua", "if stamps[n] == stamp and previous", "if previous"),
+    "event_rows_alike": ("50_changes.lua", "if its == stamp and previous == before then", "if i > 1 then"),
+    "event_rows_one_stamp": ("50_changes.lua", "if its == stamp and previous", "if previous"),
     "event_rows_one_event": (
         "50_changes.lua",
-        "stamps[n] == stamp and previous[n] == before then",
-        "stamps[n] == stamp then",
+        "its == stamp and previous == before then",
+        "its == stamp then",
     ),
-    "end_ends_read": ("end_claims.lua", "redis.call('ZCOUNT', group.from.timed, '-inf', context.now_ms) == 0", "true"),
+    "end_ends_read": (
+        "end_claims.lua",
+        "redis.call('ZCOUNT', group.from.timed, '-inf', whole(context.now_ms)) == 0",
+        "true",
+    ),
     # places
-    "claim_leaves_line": ("claim.lua", "redis.call('ZREMRANGEBYRANK', lane.line, 0, taken - 1)", "local _"),
-    "claim_leaves_each_line": ("claim.lua", "many[lane] = (many[lane] or 0) + 1", "many[lane] = 1"),
+    "claim_leaves_line": ("claim.lua", "redis.call('ZREMRANGEBYRANK', lane.line, '0', whole(many - 1))", "local _"),
+    "claim_leaves_each_line": ("claim.lua", "leave_line(lane, (at[k] - 1) / 2)", "leave_line(lane, 1)"),
+    "claim_line_of_one": (
+        "claim.lua",
+        "if ids[1] then leave_line(lane, #ids) end",
+        "if ids[1] then leave_line(lane, 1) end",
+    ),
     "reap_leaves_timed": (
         "60_claims.lua",
         "  take_out(changes, lane.timed, id)\n  put_in(changes, line,",
@@ -258,8 +271,8 @@ DETAILS = {
     ),
     "end_leaves_timed": ("end_claims.lua", "stamp.out = leavers(changes, group.from.timed)", "local _"),
     "end_delay": ("end_claims.lua", "if lane.ready and delay_ms > 0 then", "if false then"),
-    "submit_delay": ("submit.lua", "delay_ms ~= '0' and target.ready", "false"),
-    "submit_delay_where_ready": ("submit.lua", "delay_ms ~= '0' and target.ready", "delay_ms ~= '0'"),
+    "submit_delay": ("submit.lua", "delay_ms ~= '0' and target.place ~= '-'", "false"),
+    "submit_delay_where_ready": ("submit.lua", "delay_ms ~= '0' and target.place ~= '-'", "delay_ms ~= '0'"),
     "item_leaves_line": ("claim_item.lua", "redis.call('ZREM', lane.line, id)", "local _"),
     "claim_priority": ("40_record.lua", "return priority .. (", "return '0' .. ("),
     "claim_order": (
@@ -274,10 +287,11 @@ DETAILS = {
         "while #hands[i] < agent.n and next_one <= many do\n        hands[i][#hands[i] + 1]",
     ),
     # tokens
-    "token_after_the_last": ("60_claims.lua", NEXT_TOKEN, "now_us"),
-    "token_by_the_clock": ("60_claims.lua", ", now_us)\n  redis.call('SET', fence", ")\n  redis.call('SET', fence"),
-    "token_grows": ("60_claims.lua", NEXT_TOKEN, NEXT_TOKEN.replace(" + 1", "")),
-    "token_kept": ("60_claims.lua", "redis.call('SET', fence, whole(token))", "local _"),
+    "token_after_the_last": ("60_claims.lua", CLOCK_SERVES, "if last then return token end"),
+    "token_by_the_clock": ("60_claims.lua", CLOCK_SERVES, ""),
+    "token_grows": ("60_claims.lua", "token = whole(last + 1)", "token = whole(last)"),
+    "token_kept": ("60_claims.lua", "redis.call('SET', fence, token, 'GET')", "redis.call('GET', fence)"),
+    "token_kept_after_the_last": ("60_claims.lua", "redis.call('SET', fence, token)\n", "local _\n"),
     # gates
     "gate_of_agent": ("60_claims.lua", GATES, "found[2 * i + 1] or found[1]"),
     "gate_of_role": ("60_claims.lua", GATES, "found[2 * i] or found[1]"),
@@ -286,9 +300,10 @@ DETAILS = {
     # doorbells
     "ring_when_ready": ("50_changes.lua", "if bell then ring(bell) end", "local _"),
     "ring_once": ("50_changes.lua", "if redis.call('LLEN', bell) == 0 then", "do"),
-    "ring_when_work_is_left": ("claim.lua", "else ring(lane.bell) end", "end"),
+    "ring_when_work_is_left": ("claim.lua", "ring(lane.bell) else", "local _ else"),
     "ring_off_when_none_is_left": ("claim.lua", "redis.call('DEL', lane.bell)", "local _"),
-    "ring_for_the_next_lease": ("claim.lua", "return due and whole(due) or ''", "return ''"),
+    "ring_for_the_next_lease": ("claim.lua", "if not due_ms or ends_ms < due_ms then due_ms = ends_ms end", ""),
+    "ring_for_the_next_due": ("60_claims.lua", "if due_ms and (not next_ms or due_ms < next_ms) then", "if false then"),
     # money
     "money_gate_over": ("reserve.lua", "not old or not gate_stands(context, old)", "not old"),
     "money_gate_role": ("reserve.lua", "if string.match(scope, '^role:') then who = scope end", "local _"),

@@ -24,15 +24,15 @@ local function judge_change(rules, record, argv, from, to, events, ends_ms, now_
   if record.holder ~= '' and argv[4] ~= 'updated' then return { 'held', record.holder } end -- guard: change_held_by_self
   if record.holder == '' and lane_of(record) ~= from then return { 'lane', lane_of(record) } end -- guard: change_lane
   local section, status = split_lane(to)
-  if not section or not rules.place(section, status) then return { 'place', to } end -- guard: change_place
-  if argv[4] == 'moved' and not rules.step(record.status, status) then return { 'step', record.status, status } end -- guard: change_step
-  if argv[4] == 'released' and (record.status ~= rules.quarantine() or rules.place(section, status) == '-') then -- guard: change_release
+  if not section or not rule.place(rules, section, status) then return { 'place', to } end -- guard: change_place
+  if argv[4] == 'moved' and not rule.step(rules, record.status, status) then return { 'step', record.status, status } end -- guard: change_step
+  if argv[4] == 'released' and (record.status ~= rule.quarantine(rules) or rule.place(rules, section, status) == '-') then -- guard: change_release
     return { 'step', record.status, status }
   end
   if argv[4] == 'released' and section ~= record.section then return { 'place', to } end -- guard: change_release_section
   if argv[8] ~= '' and not string.find(argv[8], '^%d$') then return { 'priority', argv[8] } end -- guard: change_priority
   if (argv[4] == 'updated' or argv[4] == 'retried') and record.holder == '' and from ~= to then return { 'lane', from } end -- guard: change_stay
-  local bytes = rules.limits(section).bytes
+  local bytes = rule.limits(rules, section).bytes
   if bytes > 0 and #argv[10] > bytes then return { 'large', #argv[10], bytes } end -- guard: change_bytes
   return nil
 end
@@ -40,7 +40,7 @@ end
 local function change_item(keys, argv)
   local id, kind, priority, delay_ms, payload = argv[1], argv[4], argv[8], tonumber(argv[9] ~= '' and argv[9] or 0), argv[10]
   local _, now_ms = read_clock(keys[1])
-  local rules = read_rules(keys[1])
+  local rules = { board = keys[1] }
   local from, to = lane_name(keys[6]), lane_name(keys[9])
   local record = unpack_record(redis.call('HGET', keys[2], id))
   local waits_ms = redis.call('ZSCORE', keys[7], id)
@@ -55,7 +55,7 @@ local function change_item(keys, argv)
     local before = lane_of(record)
     record.section, record.status, record.requires = split_lane(to)
     if kind == 'moved' or kind == 'released' then record.attempts, record.crashes = '0', '0' end
-    local ready = rules.place(record.section, record.status) ~= '-'
+    local ready = rule.place(rules, record.section, record.status) ~= '-'
     if kind == 'updated' and waits_ms then
       -- a delayed item stays delayed
     else

@@ -8,10 +8,11 @@
 local function claim_item(keys, argv)
   local context = {
     items = keys[2], payloads = keys[3], events = keys[4], counts = keys[5], gates = keys[7], held = keys[8],
-    receipts = keys[9], errors = keys[10], rules = read_rules(keys[1]),
+    receipts = keys[9], errors = keys[10], rules = { board = keys[1] },
   }
   local id, agent, role, lease_ms, request = argv[1], argv[2], argv[3], tonumber(argv[4]), argv[5]
-  local now_us, now_ms = read_clock(keys[1])
+  local lanes = read_lanes(keys, 11)
+  local _, now_us, now_ms = read_claimables(keys[1], lanes)
   context.now_ms = now_ms
   local gate = gates_of(context.gates, { { id = agent, role = role } }, now_ms)[1]
   if gate then return { 'gate', gate } end -- guard: item_gate
@@ -21,10 +22,10 @@ local function claim_item(keys, argv)
   if not record then return { 'missing' } end
   local ends_ms = whole(now_ms + lease_ms)
   local lane
-  for _, each in ipairs(read_lanes(keys, 11)) do
-    if each.name == lane_of(record, record.holder ~= '' and record.origin or nil) then lane = each end
+  for _, each in ipairs(lanes) do
+    if each.parts.name == lane_of(record, record.holder ~= '' and record.origin or nil) then lane = each end
   end
-  if not lane or not claimable(context.rules, lane) then return { 'lane', lane_of(record) } end -- guard: item_lane
+  if not lane or lane.becomes == '-' then return { 'lane', lane_of(record) } end -- guard: item_lane
   local due_ms = tonumber(redis.call('ZSCORE', lane.timed, id) or 0)
   if record.holder ~= '' then
     if ask == request and given == record.token and due_ms > now_ms then -- guard: item_repeat
@@ -33,7 +34,7 @@ local function claim_item(keys, argv)
     if due_ms > now_ms then return { 'held', record.holder } end -- guard: item_held
     reap(context, { lane }, 500) -- its lease ran out: a crash, and perhaps the last one it may have
     record = unpack_record(redis.call('HGET', context.items, id))
-    if record.holder ~= '' or lane_of(record) ~= lane.name then return { 'lane', lane_of(record) } end -- guard: item_worn_out
+    if record.holder ~= '' or lane_of(record) ~= lane.parts.name then return { 'lane', lane_of(record) } end -- guard: item_worn_out
   elseif due_ms > now_ms and argv[6] ~= '1' then
     return { 'delayed', whole(due_ms) } -- guard: item_delayed
   end
@@ -44,6 +45,6 @@ local function claim_item(keys, argv)
   press(changes, held_stamp(changes, context, lane, record, agent, token), id, record.event, pack_own(record), ends_ms)
   write_changes(changes)
   redis.call('HSET', context.receipts, agent, request .. ' ' .. token .. ' 1:' .. id)
-  return { 'claimed', token, ends_ms, changes.texts[1], redis.call('HGET', context.payloads, id) }
+  return { 'claimed', token, ends_ms, changes.stored[2], redis.call('HGET', context.payloads, id) }
 end
 register('claim_item', claim_item)

@@ -6,7 +6,7 @@ local function list_finished(keys, argv)
   local _, now_ms = read_clock(keys[1])
   local skip = tonumber(argv[1])
   local ids = redis.call('ZRANGE', keys[3], skip, skip + tonumber(argv[2]) - 1)
-  local found, rules = { #ids }, read_rules(keys[1])
+  local found, rules = { #ids }, { board = keys[1] }
   local packed = #ids > 0 and redis.call('HMGET', keys[2], unpack(ids)) or {}
   for i, id in ipairs(ids) do
     local record = unpack_record(packed[i])

@@ -7,7 +7,7 @@
 -- Event    deleted   lane → '', reason retention
 local function purge_items(keys, argv)
   local _, now_ms = read_clock(keys[1])
-  local rules, lane = read_rules(keys[1]), lane_name(keys[8])
+  local rules, lane = { board = keys[1] }, lane_name(keys[8])
   local ids = { unpack(argv, 2) }
   local each = (#keys - 8) / #ids
   local changes, gone, own = collect_changes(keys[2], keys[4], keys[5]), {}, {}

@@ -4,20 +4,13 @@
 -- Returns  {leases that ended, due_ms of the next one or ''}   {'place', lane}: the board has no such lane to claim from
 -- Event    lease_ended or quarantined
 local function reap_lanes(keys, argv)
-  local _, now_ms = read_clock(keys[1])
   local lanes = read_lanes(keys, 7)
+  local unfit, _, now_ms = read_claimables(keys[1], lanes)
+  if unfit then return { 'place', unfit.parts.name } end -- guard: reap_place
   local context = {
-    now_ms = now_ms, rules = read_rules(keys[1]), items = keys[2], events = keys[3], counts = keys[4], held = keys[5], errors = keys[6],
+    now_ms = now_ms, rules = { board = keys[1] }, items = keys[2], events = keys[3], counts = keys[4], held = keys[5], errors = keys[6],
   }
-  for _, lane in ipairs(lanes) do
-    if not claimable(context.rules, lane) then return { 'place', lane.name } end -- guard: reap_place
-  end
-  local ended = reap(context, lanes, tonumber(argv[1]))
-  local due = ''
-  for _, lane in ipairs(lanes) do
-    local first = redis.call('ZRANGE', lane.timed, 0, 0, 'WITHSCORES')[2]
-    if first and (due == '' or tonumber(first) < due) then due = tonumber(first) end
-  end
-  return { ended, due == '' and '' or whole(due) }
+  local ended, due_ms = reap(context, lanes, tonumber(argv[1]))
+  return { ended, due_ms and whole(due_ms) or '' }
 end
 register('reap', reap_lanes, { 'allow-oom' })

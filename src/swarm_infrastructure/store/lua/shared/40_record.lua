@@ -19,7 +19,7 @@ local STATE = '^([^|]*)|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|([^|]*)|([^|]*
 -- a torn one.
 local function split_record(text)
   if not text then return nil end
-  return string.match(text, RECORD)
+  return match(text, RECORD)
 end
 
 -- A lane is the line of all items with one section, status and capability; its name ends its keys.
@@ -28,38 +28,60 @@ local function lane_of(state, status)
 end
 
 local function lane_name(key)
-  return string.match(key, ':lane:(.*)$')
+  return match(key, ':lane:(.*)$')
 end
 
 local function split_lane(name)
-  return string.match(name, '^([^/|]*)/([^/|]*)/([^/|]*)$') -- a bar would tear the record
-end
-
--- unpack_state: its fields by name; nil if it is torn.
-local function unpack_state(text)
-  local section, status, requires, version, attempts, crashes, token, holder, origin, endings = string.match(text, STATE)
-  if not section then return nil end
-  return {
-    section = section, status = status, requires = requires, version = version, attempts = attempts, crashes = crashes,
-    token = token, holder = holder, origin = origin, endings = endings,
-  }
-end
-
--- state_of: the same, with the lane it is in and the one it was claimed from, once for all items of a call that share it;
--- false if it is torn. `known` is the call's. Nobody changes what it holds.
-local function state_of(known, text)
-  local state = known[text]
-  if state == nil then
-    state = unpack_state(text) or false
-    known[text] = state
-    if state then state.lane, state.claimed_from = lane_of(state), lane_of(state, state.origin) end
-  end
-  return state
+  return match(name, '^([^/|]*)/([^/|]*)/([^/|]*)$') -- a bar would tear the record
 end
 
 local function pack_state(section, status, requires, version, attempts, crashes, token, holder, origin, endings)
   return section .. '|' .. status .. '|' .. requires .. '|' .. version .. '|' .. attempts .. '|' .. crashes .. '|' .. token
     .. '|' .. holder .. '|' .. origin .. '|' .. endings
+end
+
+-- lane_at: what the key of a line says: its lane's name, the parts of it, the rules that speak of it, and the state of an item
+-- that is born there. Of a lane that cannot be there: the name, and rules that no board has.
+local lane_at = memo(function(key)
+  local name = lane_name(key)
+  local section, status, requires = split_lane(name)
+  if not section then return { name = name, place_rule = '', limits_rule = '' } end
+  return {
+    name = name, section = section, status = status, requires = requires, place_rule = 'at|' .. section .. '|' .. status,
+    limits_rule = 'limits|' .. section, newborn = pack_state(section, status, requires, '1', '0', '0', '', '', '', ''),
+  }
+end)
+
+-- unpack_state: its fields by name; nil if it is torn.
+local function unpack_state(text)
+  local section, status, requires, version, attempts, crashes, token, holder, origin, endings = match(text, STATE)
+  if not section then return nil end
+  return {
+    section = section, status = status, requires = requires, version = version, attempts = attempts, crashes = crashes,
+    token = token, holder = holder, origin = origin, endings = endings, lane = nil, claimed_from = nil,
+  }
+end
+
+-- state_of: the same, with the lane it is in and the one it was claimed from; false if it is torn. Many items share a state:
+-- it is read once in a call, and the state of items that nobody claimed yet once for all calls. Nobody changes what it holds.
+local function read_state(text)
+  local state = unpack_state(text)
+  if not state then return false end
+  state.lane, state.claimed_from = lane_of(state), lane_of(state, state.origin)
+  return state
+end
+
+local unclaimed = memo(read_state)
+
+local function state_of(context, text)
+  local known = context.states
+  local state = known and known[text]
+  if state == nil then
+    if find(text, '||||', 1, true) then return unclaimed(text) end -- no token, no holder, no origin, no ending
+    state = read_state(text)
+    if known then known[text] = state else context.states = { [text] = state } end
+  end
+  return state
 end
 
 -- unpack_record: all 16 fields by name, for functions that change one item; nil if there is none, or a torn one.
@@ -68,13 +90,13 @@ local function unpack_record(text)
   local record = event and unpack_state(state)
   if not record then return nil end
   record.event, record.priority, record.seq = event, priority, seq
-  record.created_ms, record.request, record.dedup = string.match(own, OWN)
+  record.created_ms, record.request, record.dedup = match(own, OWN)
   return record
 end
 
 -- pack_own, state_text: the two pieces of a record with named fields, as `split_record` gives them.
 local function pack_own(record)
-  return table.concat({ record.created_ms, record.priority, record.seq, record.request, record.dedup }, '|')
+  return concat({ record.created_ms, record.priority, record.seq, record.request, record.dedup }, '|')
 end
 
 local function state_text(record)

@@ -28,6 +28,6 @@ end
 
 -- outlived: has it rested in a final status for longer than its section keeps such items?
 local function outlived(rules, record, now_ms)
-  local keep_ms, since_ms = rules.keep(record.section, record.status), string.match(record.event, '^%d+')
+  local keep_ms, since_ms = rule.keep(rules, record.section, record.status), string.match(record.event, '^%d+')
   return keep_ms and since_ms and tonumber(since_ms) + keep_ms <= now_ms
 end

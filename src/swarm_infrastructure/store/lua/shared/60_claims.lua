@@ -2,28 +2,35 @@
 -- A lane of a claim is four keys: the line itself, `timed` (claims by the end of their lease, delayed items by their
 -- due time), the doorbell, and the section's quarantine.
 local function read_lanes(keys, first)
-  local lanes, known = {}, {}
+  local lanes = { nil, nil, nil, nil }
   for i = first, #keys, 4 do
-    local line = keys[i]
-    if not known[line] then -- guard: lane_twice
-      known[line] = true
+    local line, known = keys[i], false
+    for k = 1, #lanes do known = known or lanes[k].line == line end
+    if not known then -- guard: lane_twice
       lanes[#lanes + 1] = {
-        line = line, timed = keys[i + 1], bell = keys[i + 2], quarantine = keys[i + 3], name = lane_name(line),
+        line = line, timed = keys[i + 1], bell = keys[i + 2], quarantine = keys[i + 3], parts = lane_at(line),
+        becomes = '-', left = false, due_ms = nil,
       }
     end
   end
   return lanes
 end
 
--- claimable: may items be claimed from this lane, and does its quarantine belong to it? Remembers what a claim makes of them.
-local function claimable(rules, lane)
-  local section, status, requires = split_lane(lane.name)
-  lane.status, lane.becomes = status, section and rules.place(section, status) or '-'
-  if lane.becomes == '-' then return false end
-  local quarantine = section .. '/' .. rules.quarantine() .. '/' .. requires
-  if lane_name(lane.quarantine) ~= quarantine then return false end -- guard: lane_quarantine
-  lane.claimed_name = section .. '/' .. lane.becomes .. '/' .. requires
-  return true
+-- read_claimables: what claims make of these lanes' items (`becomes`): '-' where items may not be claimed from or the quarantine
+-- is not the lane's own. Returns the first such lane, or nil, and the time, as `read_clock`: one question to the board.
+local function read_claimables(board, lanes)
+  local fields, unfit = { 'clock_offset_ms', 'quarantine', nil, nil }, nil
+  for i = 1, #lanes do fields[i + 2] = lanes[i].parts.place_rule end
+  local found = redis.call('HMGET', board, unpack(fields))
+  for i = 1, #lanes do
+    local lane, becomes = lanes[i], found[i + 2] or '-'
+    local parts, quarantine = lane.parts, lane_at(lane.quarantine)
+    local own = quarantine.section == parts.section and quarantine.status == found[2] and quarantine.requires == parts.requires
+    if not own then becomes = '-' end -- guard: lane_quarantine
+    if becomes == '-' then unfit = unfit or lane end
+    lane.becomes = becomes
+  end
+  return unfit, clock_at(found[1])
 end
 
 -- worn_out: does one more crash or failure send the item to quarantine?
@@ -37,10 +44,10 @@ local function end_lease(changes, context, lane, id, record, ended_ms)
   local agent, token, from = record.holder, record.token, lane_of(record)
   record.crashes = plus(record.crashes, 1)
   record.version = plus(record.version, 1)
-  local why = worn_out(context.rules.limits(record.section), record)
+  local why = worn_out(rule.limits(context.rules, record.section), record)
   local kind, line, bell = 'lease_ended', lane.line, lane.bell
   if why then kind, line, bell = 'quarantined', lane.quarantine, nil end
-  record.status = why and select(2, split_lane(lane_name(lane.quarantine))) or record.origin
+  record.status = why and lane_at(lane.quarantine).status or record.origin
   record.holder, record.origin = '', ''
   take_out(changes, lane.timed, id)
   put_in(changes, line, score_of(record.priority, record.seq), id, bell)
@@ -49,70 +56,94 @@ local function end_lease(changes, context, lane, id, record, ended_ms)
   context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms }
 end
 
--- reap: take back what ran out, at most `limit` items: leases (a crash each) and delays (nothing but their time).
--- Writes. Returns how many leases ended.
+-- read_due: when the first lease or delay of a lane ends, nil if there is none.
+local function read_due(lane)
+  local due = redis.call('ZRANGE', lane.timed, '0', '0', 'WITHSCORES')[2]
+  return due and tonumber(due)
+end
+
+-- take_back: what ran out in a lane, at most `limit` items: leases (a crash each) and delays (nothing but their time).
+local function take_back(changes, context, lane, limit)
+  local scored = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'WITHSCORES', 'LIMIT', 0, limit)
+  local due, ends_ms = {}, {}
+  for i = 1, #scored, 2 do due[#due + 1], ends_ms[#ends_ms + 1] = scored[i], tonumber(scored[i + 1]) end
+  local packed = redis.call('HMGET', context.items, unpack(due))
+  for i, id in ipairs(due) do
+    local record = unpack_record(packed[i])
+    if not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.parts.name then -- guard: reap_forged
+      take_out(changes, lane.timed, id) -- torn or forged: `swarm audit` names it
+    elseif record.holder ~= '' then
+      end_lease(changes, context, lane, id, record, ends_ms[i])
+    else
+      take_out(changes, lane.timed, id)
+      put_in(changes, lane.line, score_of(record.priority, record.seq), id, lane.bell)
+    end
+  end
+  return #due
+end
+
+-- reap: take back what ran out in these lanes, at most `limit` items. Writes, and most often has no reason to.
+-- Returns how many leases ended, and when the next lease or delay ends, nil if there is none.
 local function reap(context, lanes, limit)
-  local changes
-  context.lapsed = {}
-  for _, lane in ipairs(lanes) do
-    local scored, due, ends_ms = redis.call('ZRANGEBYSCORE', lane.timed, '-inf', context.now_ms, 'WITHSCORES', 'LIMIT', 0, limit), {}, {}
-    for i = 1, #scored, 2 do due[#due + 1], ends_ms[#ends_ms + 1] = scored[i], tonumber(scored[i + 1]) end
-    if #due > 0 then
+  local changes, next_ms
+  for i = 1, #lanes do
+    local lane = lanes[i]
+    lane.due_ms = read_due(lane)
+    if lane.due_ms and lane.due_ms <= context.now_ms and limit > 0 then
       changes = changes or collect_changes(context.items, context.events, context.counts)
-      local packed = redis.call('HMGET', context.items, unpack(due))
-      for i, id in ipairs(due) do
-        local record = unpack_record(packed[i])
-        if not record or lane_of(record, record.holder ~= '' and record.origin or nil) ~= lane.name then -- guard: reap_forged
-          take_out(changes, lane.timed, id) -- torn or forged: `swarm audit` names it
-        elseif record.holder ~= '' then
-          end_lease(changes, context, lane, id, record, ends_ms[i])
-        else
-          take_out(changes, lane.timed, id)
-          put_in(changes, lane.line, score_of(record.priority, record.seq), id, lane.bell)
-        end
-      end
-      limit = limit - #due
-      if limit <= 0 then break end
+      context.lapsed = context.lapsed or {}
+      limit = limit - take_back(changes, context, lane, limit)
     end
   end
   if changes then write_changes(changes) end
-  for _, row in ipairs(context.lapsed) do
+  for _, row in ipairs(context.lapsed or {}) do
     remember_error(context.errors, row.id, string.format(
       '{"at_ms":%.0f,"late_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
       context.now_ms, row.late_ms, row.agent, row.token))
   end
-  return #context.lapsed
+  for i = 1, #lanes do
+    local due_ms = lanes[i].due_ms
+    if due_ms and due_ms <= context.now_ms then due_ms = read_due(lanes[i]) end -- what was due is gone
+    if due_ms and (not next_ms or due_ms < next_ms) then next_ms = due_ms end
+  end
+  return context.lapsed and #context.lapsed or 0, next_ms
 end
 
 -- next_token: greater than every token before it, even after a failover that forgot some: the clock has moved on.
 local function next_token(fence, now_us)
-  local token = math.max(tonumber(redis.call('GET', fence) or 0) + 1, now_us)
-  redis.call('SET', fence, whole(token))
-  return whole(token)
+  local token = whole(now_us)
+  local last = tonumber(redis.call('SET', fence, token, 'GET') or 0)
+  if last < now_us then return token end
+  token = whole(last + 1) -- the clock was put back, or this is the same microsecond
+  redis.call('SET', fence, token)
+  return token
 end
 
--- held_stamp: items of this lane and state become an agent's claims. `claimable(lane)` was asked before.
+-- held_stamp: items of this lane and state become an agent's claims. `read_claimables` has looked at the lane.
 local function held_stamp(changes, context, lane, state, agent, token)
+  local parts, becomes = lane.parts, lane.becomes
   local version, attempts = plus(state.version, 1), plus(state.attempts, 1)
-  local text = pack_state(state.section, lane.becomes, state.requires, version, attempts, state.crashes, token, agent,
-    lane.status, state.endings)
-  local stamp = stamp_of(changes, text, version, 'claimed', lane.name, lane.claimed_name, agent, token, '', '')
+  local text = pack_state(state.section, becomes, state.requires, version, attempts, state.crashes, token, agent, parts.status,
+    state.endings)
+  local claimed = parts.section .. '/' .. becomes .. '/' .. parts.requires
+  local stamp = stamp_of(changes, text, version, 'claimed', parts.name, claimed, agent, token, '', '')
   stamp.into = entrants(changes, lane.timed)
-  stamp.counted = { context.held, agent, 1 }
+  stamp[1], stamp[2], stamp[3] = context.held, agent, 1
   return stamp
 end
 
 -- gates_of: for each agent why it may not claim now, or false. Fields of the gates hash: '*', 'role:ROLE', 'agent:ID'.
 -- A gate that a budget shut stands until its window ends: `budget|…|resumes_ms|…`, see 70_money.
 local function gates_of(gates, agents, now_ms)
-  local fields, shut = { '*' }, {}
-  for _, agent in ipairs(agents) do
-    fields[#fields + 1] = 'agent:' .. agent.id
-    fields[#fields + 1] = 'role:' .. agent.role
+  local fields, shut = { '*', nil, nil, nil }, { nil, nil, nil, nil }
+  for i = 1, #agents do
+    fields[2 * i] = 'agent:' .. agents[i].id
+    fields[2 * i + 1] = 'role:' .. agents[i].role
   end
   local found = redis.call('HMGET', gates, unpack(fields))
-  for i, gate in ipairs(found) do
-    local resumes_ms = gate and tonumber(string.match(gate, '^budget|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d+)|') or 0) or 0
+  for i = 1, #found do
+    local gate = found[i]
+    local resumes_ms = gate and tonumber(match(gate, '^budget|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d+)|') or 0) or 0
     if resumes_ms > 0 and resumes_ms <= now_ms then found[i] = false end -- guard: gate_window
   end
   for i = 1, #agents do shut[i] = found[2 * i] or found[2 * i + 1] or found[1] end
