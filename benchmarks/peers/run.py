@@ -61,7 +61,9 @@ REPETITIONS: Mapping[str, Mapping[str, float]] = {
     "latency": SLOW | {OTHERS: EACH},
     "idle": {OTHERS: 1},
     "memory": {OTHERS: 1},
-    "pipeline": dict.fromkeys(("ours-pipeline", "ours-pipeline-alone", "langgraph-sqlite", "langgraph-memory"), EACH)
+    "pipeline": dict.fromkeys(
+        ("ours-pipeline", "ours-pipeline-alone", "langgraph-sqlite", "langgraph-memory", "pydantic-graph"), EACH
+    )
     | {OTHERS: 2},
     "fanout": {"ours": EACH, "redis-py-50": EACH, "redis-py-1": EACH, OTHERS: 1},
     "growth": {"ours": EACH, OTHERS: 1},

@@ -223,6 +223,12 @@ CHECKS = (
         ),
     ),
     Check(
+        number="T13", what="four durable stages, batches ÷ pydantic-graph in memory", floor=1.5, aim=5,
+        measure=lambda f: ratio(
+            f.series("pipeline", "ours-pipeline", "per_s"), f.series("pipeline", "pydantic-graph", "per_s")
+        ),
+    ),
+    Check(
         number="T14", what="batches: append-only file written every second ÷ none", floor=0.55, aim=0.7,
         measure=lambda f: ratio(f.series("aof", "ours", "per_s"), f.series("drain", "ours", "per_s")),
     ),
