@@ -734,3 +734,21 @@ async def test_an_item_that_waits_for_its_next_attempt_is_claimed_at_once_by_who
     assert taken is not None
     assert (taken.item.holder, taken.item.attempts) == ("worker_2", 2)
     assert await board.complete(taken.claim) > taken.item.version
+
+
+async def test_a_claim_tells_when_the_first_lease_of_its_lanes_ends(board: Blackboard) -> None:
+    await given_items(board, "a", "b")
+    tape = Tape(board.store)
+
+    async def told(agent: str, lease_s: float) -> tuple[int, int]:
+        await board.claims.claim(a_request(board, agent, lease_s=lease_s))
+        _, _, ends_ms, _, due_ms, _ = tape.last("claim").answer
+        return int(ends_ms), int(due_ms)
+
+    long_ends, long_due = await told("worker_1", 60)
+    short_ends, short_due = await told("worker_2", 20)
+    _, due_of_another = await told("worker_3", 5)
+
+    assert long_due == long_ends, "its own, as there is no other"
+    assert short_due == short_ends, "its own, as the other one ends later"
+    assert due_of_another == short_ends, "nothing was claimed, so that of another"
