@@ -591,6 +591,7 @@ async def test_redis_refuses_an_ending_that_leads_where_the_board_does_not(
 async def test_redis_refuses_a_kind_of_ending_that_it_does_not_know(pipeline: Blackboard) -> None:
     claimed, other = await given_claim(pipeline, "a"), await given_claim(pipeline, "b")
     ending = pipeline.claims.hand_back_of(claimed.claim, reason="?")
+    tape = Tape(pipeline.store)
 
     odd, good = await asyncio.gather(
         pipeline.claims.end(replace(ending, kind="finish")),  # type: ignore[arg-type]
@@ -600,6 +601,9 @@ async def test_redis_refuses_a_kind_of_ending_that_it_does_not_know(pipeline: Bl
 
     assert isinstance(odd, LibraryMismatchError)
     assert good == 3
+    assert [b"kind", b"finish"] in [
+        each for call in tape.calls if call.function == "end_claims" for each in call.answer
+    ]
     assert (await pipeline.get("a")).holder == "worker_1"
 
 
