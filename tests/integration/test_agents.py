@@ -28,6 +28,7 @@ from swarm_infrastructure import (
     job_board,
 )
 from swarm_infrastructure.agents import Worker
+from swarm_infrastructure.blackboard import Claim, Lease
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.errors import ConfigurationError, InvalidInputError, UnknownSectionError, WrongStatusError
 
@@ -170,6 +171,63 @@ async def test_no_more_items_are_in_hand_than_there_are_slots(swarm: SwarmInfras
     await until(lambda: all_done(swarm, 8))
     await agent.stop()
     assert peak == 3
+
+
+async def test_where_there_may_be_more_the_next_claim_leaves_before_handlers_begin(
+    swarm: SwarmInfrastructure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, claims_asked, seen = swarm.blackboard.store, 0, []
+    call = store.call
+
+    async def counted(function: str, *args: Any, **facts: Any) -> Any:
+        nonlocal claims_asked
+        claims_asked += function == "claim"
+        return await call(function, *args, **facts)
+
+    monkeypatch.setattr(store, "call", counted)
+
+    class Noting(BaseAgent):
+        claims = Claims("jobs", batch=2)
+        slots = 4
+
+        async def process(self, item: Item, work: Work) -> None:
+            seen.append(claims_asked)
+
+    await submit(swarm, *(f"i{n}" for n in range(4)))
+    agent = Noting("noting-1", swarm=swarm)
+    await agent.start()
+    await until(lambda: all_done(swarm, 4))
+    await agent.stop()
+    assert seen[:2] == [2, 2]
+
+
+async def test_an_item_that_is_lost_before_its_handler_begins_does_not_keep_the_others_of_its_hand(
+    swarm: SwarmInfrastructure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    class Noting(BaseAgent):
+        claims = Claims("jobs", batch=2)
+        slots = 4
+
+        async def process(self, item: Item, work: Work) -> None:
+            begun.append(item.id)
+
+    await submit(swarm, *(f"i{n}" for n in range(4)))
+    keep = swarm.blackboard.leases.keep
+
+    def lost_at_once(claim: Claim, *args: Any) -> Lease:
+        lease = keep(claim, *args)
+        if claim.item_id == "i0":
+            asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(lease.lose, "a test"))
+        return lease
+
+    monkeypatch.setattr(swarm.blackboard.leases, "keep", lost_at_once)
+    agent = Noting("noting-1", swarm=swarm)
+    await agent.start()
+    await until(lambda: all_done(swarm, 3))
+    await agent.stop()
+    assert sorted(begun) == ["i1", "i2", "i3"]
 
 
 async def test_a_handler_that_raises_is_tried_again_and_then_quarantined(swarm: SwarmInfrastructure) -> None:

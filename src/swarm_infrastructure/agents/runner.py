@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 REAP_S = 0.5  # how often an agent without a free slot looks for leases that ran out
 LOOK_AGAIN_S = 30.0  # the longest that an item waits for a backend: a breaker may be closed by hand meanwhile
 ASSIGNED_S = 30.0  # how long an agent tries to get an item that it was given: its lease may have to run out first
+TURNS = 3  # of the event loop until a claim that is asked for is on its way
 LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
 
 
@@ -232,13 +233,14 @@ class Runner:
         while not self._stopping.is_set():
             # a slot is free once its handler has ended: the next claim travels behind the ending, in the same call to the
             # network. As many endings as there are slots may be without an answer.
-            free = min(slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands))
+            free = self._free_of(slots)
             self._idle = True
             try:
                 if free <= 0:
                     await self._until_one_ends(lanes)
                     continue
-                claimed = await claims.wait(requests[min(free, batch)])
+                asked = min(free, batch)
+                claimed = await claims.wait(requests[asked])
             except asyncio.CancelledError:
                 if self._stopping.is_set():
                     return  # told to stop: what was claimed in that moment is handed back already
@@ -249,8 +251,13 @@ class Runner:
                 continue
             finally:
                 self._idle = False
+            # where there may be more, and room for it, the next claim leaves first: Redis works on it while the handlers work
+            start = _after_turns(TURNS) if len(claimed) == asked < self._free_of(slots) else None
             for each in claimed:
-                self._take(each, parse)
+                self._take(each, parse, start)
+
+    def _free_of(self, slots: int) -> int:
+        return min(slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands))
 
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
@@ -284,9 +291,10 @@ class Runner:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _take(self, claimed: Claimed, parse: Any) -> None:
+    def _take(self, claimed: Claimed, parse: Any, start: asyncio.Future[None] | None = None) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
-        task = asyncio.get_running_loop().create_task(self._handle(claimed, lease, parse), name=self.agent.agent_id)
+        handle = self._handle(claimed, lease, parse, start)
+        task = asyncio.get_running_loop().create_task(handle, name=self.agent.agent_id)
         lease.on_lost = task.cancel
         self._hands[task] = lease
         self._at_work.add(lease)
@@ -312,7 +320,14 @@ class Runner:
         if self._freed is not None and not self._freed.done():
             self._freed.set_result(None)
 
-    async def _handle(self, claimed: Claimed, lease: Lease, parse: Any) -> None:
+    async def _handle(self, claimed: Claimed, lease: Lease, parse: Any, start: asyncio.Future[None] | None) -> None:
+        if start is not None:
+            try:
+                await start
+            except asyncio.CancelledError:  # of who waits for it, too
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
         work = Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome = await self._process(claimed, work, parse)
         self._at_work.discard(lease)
@@ -517,6 +532,21 @@ class Runner:
                 await self._swarm.blackboard.hand_back(claim, reason="the worker stops")
             except SwarmError as error:
                 log.warning("not handed back", item=claim.item_id, agent=claim.agent_id, why=str(error))
+
+
+def _after_turns(turns: int) -> asyncio.Future[None]:
+    """Done after so many turns of the event loop."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def turn(left: int) -> None:
+        if left:
+            loop.call_soon(turn, left - 1)
+        elif not done.done():
+            done.set_result(None)
+
+    turn(turns)
+    return done
 
 
 def failed(error: BaseException, *, give_up: bool = False) -> Fail:
