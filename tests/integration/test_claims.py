@@ -133,6 +133,23 @@ async def test_agents_of_one_call_are_dealt_to_in_turn(board: Blackboard) -> Non
     assert [(await board.get(item_id)).holder for item_id in "abcd"] == ["w1", "w2", "w3", "w1"]
 
 
+async def test_what_many_agents_hold_is_counted_for_each_of_them(board: Blackboard) -> None:
+    agents = [f"w{n}" for n in range(10)]
+    await given_items(board, *(f"i{n}" for n in range(20)))
+
+    hands: list[Claimed] = []
+    for _ in range(2):
+        dealt = await board.claims.claim(*(a_request(board, agent) for agent in agents))
+        hands += [each for hand in dealt if isinstance(hand, list) for each in hand]
+    held = await board.store.command("HGETALL", board.keys.held)
+    await asyncio.gather(*(board.complete(each.claim) for each in hands[:10]))
+
+    assert held == {agent.encode(): b"2" for agent in agents}
+    assert await board.store.command("HGETALL", board.keys.held) == {agent.encode(): b"1" for agent in agents}
+    tallies = await board.store.command("HGETALL", board.keys.tallies)
+    assert tallies == {f"{agent}|completed".encode(): b"1" for agent in agents}
+
+
 async def test_one_agent_that_asks_twice_in_a_call_gets_different_items(board: Blackboard) -> None:
     await given_items(board, *"abc")
 
