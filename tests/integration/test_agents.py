@@ -28,7 +28,6 @@ from swarm_infrastructure import (
     job_board,
 )
 from swarm_infrastructure.agents import Worker
-from swarm_infrastructure.blackboard import Claim, Lease
 from swarm_infrastructure.blackboard.audit import audit
 from swarm_infrastructure.errors import ConfigurationError, InvalidInputError, UnknownSectionError, WrongStatusError
 
@@ -201,33 +200,44 @@ async def test_where_there_may_be_more_the_next_claim_leaves_before_handlers_beg
     assert seen[:2] == [2, 2]
 
 
-async def test_an_item_that_is_lost_before_its_handler_begins_does_not_keep_the_others_of_its_hand(
-    swarm: SwarmInfrastructure, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("leaves", ["stops", "hands back"])
+async def test_a_hand_that_was_dealt_and_not_begun_is_not_kept_by_an_agent_that(
+    swarm: SwarmInfrastructure, monkeypatch: pytest.MonkeyPatch, leaves: str
 ) -> None:
-    begun: dict[str, int] = {}
+    store, claims_asked = swarm.blackboard.store, 0
+    call, leaving = store.call, asyncio.get_running_loop().create_future()
+
+    async def watched(function: str, *args: Any, **facts: Any) -> Any:
+        nonlocal claims_asked
+        claims_asked += function == "claim"
+        if claims_asked == 2 and not leaving.done():  # the first hand was dealt
+            assert agent._runner is not None
+            assert (agent._runner.in_hand, begun) == (2, [])
+            leave = agent.stop() if leaves == "stops" else agent._runner.hand_back_all()
+            leaving.set_result(asyncio.create_task(leave))
+        return await call(function, *args, **facts)
+
+    monkeypatch.setattr(store, "call", watched)
+    begun: list[str] = []
 
     class Noting(BaseAgent):
         claims = Claims("jobs", batch=2)
         slots = 4
 
         async def process(self, item: Item, work: Work) -> None:
-            begun[item.id] = item.version
+            begun.append(item.id)
+            await asyncio.sleep(0.05)  # its work, for which who stops waits
 
     await submit(swarm, *(f"i{n}" for n in range(4)))
-    keep = swarm.blackboard.leases.keep
-
-    def lost_at_once(claim: Claim, *args: Any) -> Lease:
-        lease = keep(claim, *args)
-        if claim.item_id == "i0":
-            asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(lease.lose, "a test"))
-        return lease
-
-    monkeypatch.setattr(swarm.blackboard.leases, "keep", lost_at_once)
     agent = Noting("noting-1", swarm=swarm)
     await agent.start()
-    await until(lambda: all_done(swarm, 3))
+    await (await leaving)
+    if leaves == "stops":
+        assert [await status_of(swarm, f"i{n}") for n in range(4)] == ["done", "done", "waiting", "waiting"]
+        return
+    await until(lambda: all_done(swarm, 4))
     await agent.stop()
-    assert begun == {"i1": 2, "i2": 2, "i3": 2}  # claimed once
+    assert (await swarm.blackboard.get("i0")).version > 3  # claimed, handed back, claimed, completed
 
 
 async def test_a_handler_that_raises_is_tried_again_and_then_quarantined(swarm: SwarmInfrastructure) -> None:

@@ -69,6 +69,7 @@ class Runner:
         self._looking: asyncio.TimerHandle | None = None  # for leases that ran out, while no slot is free
         self._reaping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._dealt: list[tuple[Claimed, Any]] = []  # claimed for us, with how to read it, and not begun
         self._hands: dict[asyncio.Task[None], Lease] = {}
         self._at_work: set[Lease] = set()  # of those, whose handlers have not ended yet
         self._kept_free = 0  # slots for items that it was told to take over
@@ -130,7 +131,7 @@ class Runner:
     @property
     def in_hand(self) -> int:
         """Items that the agent works on now."""
-        return len(self._hands)
+        return len(self._hands) + len(self._dealt)
 
     def stop_claiming(self) -> None:
         """Take no more items; what is in hand goes on."""
@@ -145,6 +146,7 @@ class Runner:
         leaving_s = min(LEAVING_S, grace_s / 5)
         grace_s -= leaving_s
         self.stop_claiming()
+        self._take_dealt()
         working = set(self._hands) | self.agent.background
         if self._task is not None and self.agent.cycles_by_hand():
             working.add(self._task)
@@ -171,6 +173,7 @@ class Runner:
     async def hand_back_all(self) -> None:
         """Hand back what is in hand, at once, and go on: with claims, as far as the gates allow."""
         self._handing_back = True
+        self._take_dealt()
         tasks = {*self._hands, *self.agent.background, *([self._cycle] if self._cycle else [])}
         for task in tasks:
             task.cancel()
@@ -217,6 +220,7 @@ class Runner:
         try:
             await self._claim_forever()
         finally:
+            self._take_dealt()
             if self._looking is not None:
                 self._looking.cancel()
             if self._reaping is not None:
@@ -252,12 +256,12 @@ class Runner:
             finally:
                 self._idle = False
             # where there may be more, and room for it, the next claim leaves first: Redis works on it while the handlers work
-            start = _after_turns(TURNS) if len(claimed) == asked < self._free_of(slots) else None
-            for each in claimed:
-                self._take(each, parse, start)
+            self._dealt += ((each, parse) for each in claimed)
+            self._turn(TURNS if len(claimed) == asked and self._free_of(slots) > 0 else 0)
 
     def _free_of(self, slots: int) -> int:
-        return min(slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands))
+        begun = slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands)
+        return min(begun) - len(self._dealt)
 
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
@@ -291,10 +295,21 @@ class Runner:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _take(self, claimed: Claimed, parse: Any, start: asyncio.Future[None] | None = None) -> None:
+    def _turn(self, left: int) -> None:
+        """Begin with what was dealt, after so many turns of the event loop."""
+        if left:
+            asyncio.get_running_loop().call_soon(self._turn, left - 1)
+        else:
+            self._take_dealt()
+
+    def _take_dealt(self) -> None:
+        dealt, self._dealt = self._dealt, []
+        for claimed, parse in dealt:
+            self._take(claimed, parse)
+
+    def _take(self, claimed: Claimed, parse: Any) -> None:
         lease = self._swarm.blackboard.leases.keep(claimed.claim)
-        handle = self._handle(claimed, lease, parse, start)
-        task = asyncio.get_running_loop().create_task(handle, name=self.agent.agent_id)
+        task = asyncio.get_running_loop().create_task(self._handle(claimed, lease, parse), name=self.agent.agent_id)
         lease.on_lost = task.cancel
         self._hands[task] = lease
         self._at_work.add(lease)
@@ -320,14 +335,7 @@ class Runner:
         if self._freed is not None and not self._freed.done():
             self._freed.set_result(None)
 
-    async def _handle(self, claimed: Claimed, lease: Lease, parse: Any, start: asyncio.Future[None] | None) -> None:
-        if start is not None:
-            try:
-                await start
-            except asyncio.CancelledError:  # of who waits for it, too
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
+    async def _handle(self, claimed: Claimed, lease: Lease, parse: Any) -> None:
         work = Work(claimed, lease, self._swarm, role=self.agent.role)
         outcome = await self._process(claimed, work, parse)
         self._at_work.discard(lease)
@@ -532,21 +540,6 @@ class Runner:
                 await self._swarm.blackboard.hand_back(claim, reason="the worker stops")
             except SwarmError as error:
                 log.warning("not handed back", item=claim.item_id, agent=claim.agent_id, why=str(error))
-
-
-def _after_turns(turns: int) -> asyncio.Future[None]:
-    """Done after so many turns of the event loop."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def turn(left: int) -> None:
-        if left:
-            loop.call_soon(turn, left - 1)
-        elif not done.done():
-            done.set_result(None)
-
-    turn(turns)
-    return done
 
 
 def failed(error: BaseException, *, give_up: bool = False) -> Fail:

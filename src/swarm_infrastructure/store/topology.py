@@ -37,6 +37,8 @@ Address = tuple[str, int]
 class Topology(Protocol):
     """Where a key is."""
 
+    only: Node | None  #: the server, if there is one for all keys and never another
+
     async def node(self, key: str | bytes | None) -> Node:
         """The server that takes writes of *key*; any that takes writes if it is None."""
         ...
@@ -74,6 +76,7 @@ def topology_of(url: str, *, timeout_s: float, random: chance.Random) -> Topolog
 
 class _OneServer:
     def __init__(self, node: Node) -> None:
+        self.only: Node | None = node
         self._node = node
 
     async def node(self, key: str | bytes | None) -> Node:
@@ -94,6 +97,8 @@ class _OneServer:
 
 class _Looked:
     """What sentinels and clusters have in common: servers that come and go, and one look for all who wait for it."""
+
+    only: Node | None = None
 
     def __init__(self, group: ServerGroup, *, timeout_s: float, random: chance.Random) -> None:
         self._group, self._timeout_s, self._random = group, timeout_s, random
