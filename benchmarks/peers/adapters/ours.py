@@ -59,7 +59,7 @@ class Ours(Peer):
 
     environment = "ours"
     packages = ("swarm-infrastructure", "redis", "hiredis", "uvloop")
-    pace = 25_000
+    pace = 40_000
     settings = "one agent, Claims(batch=100), 200 slots; results seen by wait_for, which reads the events as they come"
     delivery = "at least once, completed exactly once: leases, fencing tokens, one function a step, with its event"
     bulk = "submit(*submissions), 500 a call"
