@@ -235,8 +235,8 @@ class Runner:
         requests = {most: self._requests(most) for most in range(1, min(slots, batch) + 1)}  # checked once
         claims = self._swarm.blackboard.claims
         while not self._stopping.is_set():
-            # a slot is free once its handler has ended: the next claim travels behind the ending, in the same call to the
-            # network. As many endings as there are slots may be without an answer.
+            # a slot is free once its handler has ended: the next claim travels right behind the ending, and not behind its
+            # answer. As many endings as there are slots may be without one.
             free = self._free_of(slots)
             self._idle = True
             try:

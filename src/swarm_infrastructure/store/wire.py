@@ -1,9 +1,10 @@
 """A wire: one connection on which many calls are under way at once.
 
-Calls are written in the order in which they are asked, those of one turn of the loop together, and answers come in the same
-order, as Redis promises. A caller that goes away leaves its place to an answer that nobody reads; the connection goes on.
-redis-py makes the connection (addresses, TLS, passwords, names) and reads its errors. Its own clients keep one connection busy
-for each call under way, and a call takes five times the processor time that it takes here (see docs/performance.md).
+Calls are written in the order in which they are asked: at once if no other is under way, else those of one turn of the loop
+together. Answers come in the same order, as Redis promises. A caller that goes away leaves its place to an answer that nobody
+reads; the connection goes on. redis-py makes the connection (addresses, TLS, passwords, names) and reads its errors. Its own
+clients keep one connection busy for each call under way, and a call takes five times the processor time that it takes here
+(see docs/performance.md).
 
 What blocks a connection (BLPOP, WAIT) needs a wire that nobody else asks on: see `Node.blocking`.
 """
@@ -148,9 +149,12 @@ class _Line(asyncio.Protocol):
             for answer in answers:
                 answer.set_exception(refused.ConnectionError("Connection lost."))
             return answers
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent += packed
+        if not self._waiting:  # Redis has nothing to do: it may begin while we make the next call
+            self._transport.write(b"".join(packed))
+        else:
+            if not self._unsent:
+                self._loop.call_soon(self._flush)
+            self._unsent += packed
         due = self._loop.time() + within_s
         self._waiting.extend((due, answer) for answer in answers)
         if self._watch is not None and self._watch.when() > due:  # set for an earlier call, which was allowed more time
@@ -161,7 +165,7 @@ class _Line(asyncio.Protocol):
         return answers
 
     def _flush(self) -> None:
-        """Write what was asked in this turn of the loop, all at once: a write costs more than what is in it."""
+        """Write what was asked in this turn of the loop together: a write costs more than what is in it."""
         unsent, self._unsent = self._unsent, []
         if not self.lost:
             self._transport.write(b"".join(unsent))
