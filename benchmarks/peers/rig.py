@@ -35,6 +35,8 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 ENDING_S = 2.0
 _INSIDE = re.compile(rb"\+[0-9.]+ \[\d+ lua\]")
 LOADING_S = 300.0  # for the backlog of a million
+ANSWER_S = 300.0  # for a script, and for the submits of a backlog
+LATENCY_S = 60.0  # for some seconds of samples
 
 
 class FailedError(Exception):
@@ -86,10 +88,15 @@ class Bench:
         command, variables = self._environments.command_of(peer_called(peer), json.dumps(asdict(order)))
         return self._ending.enter_context(Process(f"{peer} {verb}", command, variables))
 
-    def ask(self, peer: str, verb: Any, **facts: Any) -> dict[str, Any]:
-        """Start a process of *peer* and wait for its answer."""
+    def ask(self, peer: str, verb: Any, *, within_s: float = ANSWER_S, **facts: Any) -> dict[str, Any]:
+        """Start a process of *peer* and wait for its answer.
+
+        Raises:
+            FailedError: there was none in time: a peer that loses a task waits for its result for ever.
+        """
         with self.start(peer, verb, **facts) as process:
-            return process.answer()
+            [told] = process.answers(within_s)
+            return told
 
     def submit(self, peer: str, n: int, *, first: int = 0) -> float:
         """Submit *n* tasks by the peer's bulk call; returns tasks per second."""
@@ -135,7 +142,7 @@ class Process:
     def __exit__(self, *error: object) -> None:
         self.end()
 
-    def answers(self, timeout_s: float = 1800.0) -> list[dict[str, Any]]:
+    def answers(self, timeout_s: float = ANSWER_S) -> list[dict[str, Any]]:
         """What it has told when it ends: at least one answer.
 
         Raises:
@@ -150,11 +157,6 @@ class Process:
         if not lines or self._process.returncode:
             raise self._failed()
         return [dict(json.loads(line)) for line in lines]
-
-    def answer(self) -> dict[str, Any]:
-        """Its only answer; see `answers`."""
-        [told] = self.answers()
-        return told
 
     def check(self) -> None:
         """Raise FailedError if it has ended."""

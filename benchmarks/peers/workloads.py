@@ -19,7 +19,7 @@ from .adapters import Peer
 from .environments import Environments
 from .fanout import FANOUTS
 from .pipelines import PIPELINES
-from .rig import Bench, FailedError, Process, until
+from .rig import LATENCY_S, Bench, FailedError, Process, until
 
 __all__ = ["SIZES", "Workloads", "percentiles"]
 
@@ -82,7 +82,12 @@ class Workloads:
         with Bench(self._environments) as bench:
             worker = bench.start(peer.name, "work", idle=True)
             samples = bench.ask(
-                peer.name, "latency", slot=1, n=self._some(SAMPLES), most_s=max(1.0, SAMPLES_S * self._scale)
+                peer.name,
+                "latency",
+                within_s=LATENCY_S,
+                slot=1,
+                n=self._some(SAMPLES),
+                most_s=max(1.0, SAMPLES_S * self._scale),
             )
             worker.check()
             told: dict[str, Any] = {"samples": len(samples["start_us"])}
@@ -101,7 +106,7 @@ class Workloads:
                 try:
                     bench = ending.enter_context(Bench(self._environments))
                     bench.start(peer.name, "work", idle=True)
-                    bench.ask(peer.name, "latency", slot=1, n=1)  # it has worked, and waits again
+                    bench.ask(peer.name, "latency", within_s=LATENCY_S, slot=1, n=1)  # it has worked, and waits again
                     benches[peer.name] = bench
                 except FailedError as error:
                     told[peer.name] = error
