@@ -260,8 +260,8 @@ class Runner:
             self._turn(TURNS if len(claimed) == asked and self._free_of(slots) > 0 else 0)
 
     def _free_of(self, slots: int) -> int:
-        begun = slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands)
-        return min(begun) - len(self._dealt)
+        """How many items may be taken now."""
+        return min(slots - len(self._at_work) - self._kept_free, 2 * slots - len(self._hands)) - len(self._dealt)
 
     async def _until_one_ends(self, lanes: Sequence[str]) -> None:
         """Wait for a free slot, and meanwhile take back what ran out in our lanes: who claims does so, but we can't now."""
@@ -394,9 +394,8 @@ class Runner:
         board = self._swarm.blackboard
         while not work.lost:
             try:
-                if (
-                    isinstance(outcome, Complete) and outcome.patch is None
-                ):  # nearly always: the answer comes straight here
+                if isinstance(outcome, Complete) and outcome.patch is None:
+                    # nearly always: the answer comes straight here, and not by way of two more coroutines
                     await board.claims.end(
                         board.completion_of(
                             work.claim, outcome.to, requires=outcome.requires, result=outcome.result,
@@ -470,7 +469,7 @@ class Runner:
         gives_up_at, pause_s = loop.time() + ASSIGNED_S, 0.05
         slots = agent.slots or (agent.claims.batch if agent.claims else 1)
         while not self._stopping.is_set() and loop.time() < gives_up_at:
-            if len(self._at_work) + self._kept_free >= slots:
+            if self._free_of(slots) <= 0:
                 await asyncio.sleep(pause_s)
                 continue
             self._keep_free(1)
