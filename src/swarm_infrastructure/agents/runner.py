@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -257,7 +258,10 @@ class Runner:
                 self._idle = False
             # where there may be more, and room for it, the next claim leaves first: Redis works on it while the handlers work
             self._dealt += ((each, parse) for each in claimed)
-            self._turn(TURNS if len(claimed) == asked and self._free_of(slots) > 0 else 0)
+            if len(claimed) == asked and self._free_of(slots) > 0:
+                self._turn(TURNS)
+            else:
+                self._take_dealt()
 
     def _free_of(self, slots: int) -> int:
         """How many items may be taken now."""
@@ -299,8 +303,9 @@ class Runner:
         """Begin with what was dealt, after so many turns of the event loop."""
         if left:
             asyncio.get_running_loop().call_soon(self._turn, left - 1)
-        else:
-            self._take_dealt()
+            return
+        os.sched_yield()  # Redis, if it shares our core, deals the next hand before we work on this one
+        self._take_dealt()
 
     def _take_dealt(self) -> None:
         dealt, self._dealt = self._dealt, []
