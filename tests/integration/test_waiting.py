@@ -12,6 +12,7 @@ import pytest
 from given import Connect, OpenBoard, Tape, a_request, given_claim, given_item, given_items, held_call, in_time, until
 
 from swarm_infrastructure.blackboard import Blackboard, Claimed, ClaimRequest, job_board
+from swarm_infrastructure.blackboard.claims import waiting as claims_waiting
 from swarm_infrastructure.errors import LibraryMismatchError, StoreUnavailableError
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.store.nodes import ask_once
@@ -50,6 +51,31 @@ async def test_a_waiting_agent_gets_what_is_there_already(board: Blackboard) -> 
     await given_items(board, "a", "b")
 
     assert ids(await in_time(wait(board, most=5), SOON_S)) == ["a", "b"]
+
+
+async def test_who_got_all_there_was_waits_for_the_bell_and_does_not_ask_in_vain(board: Blackboard) -> None:
+    await given_items(board, "a", "b")
+    tape = Tape(board.store)
+    assert ids(await in_time(wait(board, most=5), SOON_S)) == ["a", "b"]
+    waiting = wait(board, most=5)
+    await listening(board)
+
+    await given_item(board, "c")
+
+    assert ids(await in_time(waiting, SOON_S)) == ["c"]
+    assert tape.count("claim") == 2
+
+
+async def test_who_got_less_than_asked_for_a_while_ago_asks_again(
+    board: Blackboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_waiting, "EMPTY_S", 0.0)  # all of it has passed
+    await given_item(board, "a")
+    await in_time(wait(board, most=5), SOON_S)
+    await given_item(board, "b")
+    await board.store.command("DEL", board.keys.lane(WAITING).bell)  # a ring that was lost
+
+    assert ids(await in_time(wait(board, most=5), SOON_S)) == ["b"]
 
 
 async def test_a_waiting_agent_is_woken_by_a_submission(

@@ -1,9 +1,10 @@
 """Waiting for work: agents of one process that wait for the same lanes share one connection and one call.
 
-Who comes is asked for at once. Who got nothing waits with a claim that stands in Redis behind the doorbells of the lanes
-(`Store.call`, *after*): when one rings, or a lease or delay is over, the claim is executed there and then, and its answer is
-the first thing that this process hears. A claim that waits can't be changed. So those it is for are *listening*, and are not
-asked for otherwise; who goes away meanwhile ends it by a bell of the process' own.
+Who comes is asked for at once, unless the lanes were found empty just now. Who got nothing waits with a claim that stands in
+Redis behind the doorbells of the lanes (`Store.call`, *after*): when one rings, or a lease or delay is over, the claim is
+executed there and then, and its answer is the first thing that this process hears. A claim that waits can't be changed. So
+those it is for are *listening*, and are not asked for otherwise; who goes away meanwhile ends it by a bell of the process'
+own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 30.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
 STOPPED_S = 0.5  # how soon who may not claim looks whether it may again: a raised budget resumes within a second
+EMPTY_S = (
+    0.02  # how long lanes that were found empty are taken for empty: who comes meanwhile waits for the doorbell at once
+)
 LEAVE_S = 1.0  # how long who goes away waits for its claim to end
 WAKE_S = 5.0  # how long the own bell rings for a claim that has ended already
 
@@ -51,8 +55,12 @@ class _Queue:
     wake: str  #: bell of its own
     waiting: dict[_Waiting, None] = field(default_factory=dict)  #: in the order of arrival
     listening: list[_Waiting] = field(default_factory=list)  #: those for whom a claim waits in Redis
-    claim: asyncio.Task[float | None] | None = None  #: that claim
+    claim: asyncio.Task[None] | None = None  #: that claim
     waking: asyncio.Task[None] | None = None  #: rings the own bell for it
+    due_at: float | None = (
+        None  #: on the loop's clock: when the next lease or delay of these lanes ends, if one was known
+    )
+    empty_until: float = 0.0  #: on the loop's clock: so long they are taken for empty
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     closing: bool = False
@@ -158,25 +166,27 @@ class WaitingRoom:
     # -- serving ----------------------------------------------------------------------------------------------------
 
     async def _serve(self, queue: _Queue) -> None:
-        due_s: float | None = None
         while not queue.closing:
             queue.changed.clear()
             new = [each for each in queue.waiting if not each.asked]
-            if new:
-                due_s = await self._deal(queue, new, None)
+            if new and queue.empty_until > asyncio.get_running_loop().time():
+                for each in new:
+                    each.asked = True
+            elif new:
+                await self._deal(queue, new, None)
             if queue.claim is not None and queue.claim.done():
                 ended, queue.claim, queue.listening = queue.claim, None, []
-                due_s = ended.result()
+                ended.result()
             if not queue.waiting and queue.claim is None:
                 await queue.changed.wait()  # somebody comes soon: to wait costs less than a new task
                 continue
             if any(not each.asked for each in queue.waiting):
                 continue
             if queue.claim is None:
-                self._listen(queue, due_s)
-            await self._until_changed(queue, due_s)
+                self._listen(queue)
+            await self._until_changed(queue)
 
-    def _listen(self, queue: _Queue, due_s: float | None) -> None:
+    def _listen(self, queue: _Queue) -> None:
         """Let a claim for those who wait and may claim stand in Redis until there is work."""
         listening, room = [], MOST_PER_CALL
         for each in queue.waiting:
@@ -188,17 +198,17 @@ class WaitingRoom:
         bells = [*(self._keys.lane(lane).bell for lane in queue.lanes), queue.wake]
         queue.listening, queue.waking = listening, None
         queue.claim = asyncio.create_task(
-            self._deal(queue, listening, (bells, self._patience_s(queue, due_s))), name=f"claims later {queue.lanes[0]}"
+            self._deal(queue, listening, (bells, self._patience_s(queue))), name=f"claims later {queue.lanes[0]}"
         )
         queue.claim.add_done_callback(lambda _: queue.changed.set())
 
-    async def _until_changed(self, queue: _Queue, due_s: float | None) -> None:
+    async def _until_changed(self, queue: _Queue) -> None:
         """Wait for somebody new, for the end of the claim that waits, or until those who don't listen should ask again."""
         idle = [each for each in queue.waiting if each not in queue.listening]
         if not idle:
             await queue.changed.wait()
             return
-        patience_s = self._patience_s(queue, due_s)
+        patience_s = self._patience_s(queue)
         if any(each.stopped for each in idle):
             patience_s = min(patience_s, STOPPED_S)
         try:
@@ -208,11 +218,9 @@ class WaitingRoom:
             for each in idle:
                 each.asked = False
 
-    async def _deal(
-        self, queue: _Queue, asked: Sequence[_Waiting], after: tuple[Sequence[str], float] | None
-    ) -> float | None:
-        """Claim for *asked*. Returns when the next lease or delay of these lanes ends (s)."""
-        due_s: float | None = None
+    async def _deal(self, queue: _Queue, asked: Sequence[_Waiting], after: tuple[Sequence[str], float] | None) -> None:
+        """Claim for *asked*, and remember what was learned of the lanes."""
+        loop = asyncio.get_running_loop()
         for start in range(0, len(asked), MOST_PER_CALL):
             part = asked[start : start + MOST_PER_CALL]
             try:
@@ -222,20 +230,24 @@ class WaitingRoom:
                 await asyncio.sleep(self._random.random())
                 for each in part:
                     each.asked = False
-                return 0.0
+                queue.due_at = queue.empty_until = 0.0
+                return
             except SwarmError as error:
                 _fail(queue, part, error)
                 continue
-            due_s = hands.due_s
+            queue.due_at = None if hands.due_s is None else loop.time() + hands.due_s
+            queue.empty_until = 0.0
             for waiting, hand in zip(part, hands.dealt, strict=True):
                 waiting.asked, waiting.stopped = True, isinstance(hand, str)
-                if isinstance(hand, list) and hand:
-                    await self._give(queue, waiting, hand)
+                if isinstance(hand, list):
+                    if len(hand) < waiting.request.most:
+                        queue.empty_until = loop.time() + EMPTY_S
+                    if hand:
+                        await self._give(queue, waiting, hand)
             if [] in hands.dealt:  # nothing is left
                 for each in asked[start + MOST_PER_CALL :]:
                     each.asked = True
                 break
-        return due_s
 
     async def _give(self, queue: _Queue, waiting: _Waiting, hand: list[Claimed]) -> None:
         if waiting.answer.done():  # it went away while we asked
@@ -244,11 +256,12 @@ class WaitingRoom:
         queue.waiting.pop(waiting, None)
         waiting.answer.set_result(hand)
 
-    def _patience_s(self, queue: _Queue, due_s: float | None) -> float:
+    def _patience_s(self, queue: _Queue) -> float:
         # at most half a lease: so whoever idles learns of every claim before its lease can end, and wakes when it does
         patience_s = min(POLL_S, queue.lease_s / 2) * (0.75 + 0.25 * self._random.random())
-        if due_s is not None:  # wake when a lease ends, but not all processes at once
-            patience_s = min(patience_s, max(due_s, 0.0) + 0.002 + self._random.random() * 0.05)
+        if queue.due_at is not None:  # wake when a lease ends, but not all processes at once
+            due_s = max(queue.due_at - asyncio.get_running_loop().time(), 0.0)
+            patience_s = min(patience_s, due_s + 0.002 + self._random.random() * 0.05)
         return patience_s
 
 
