@@ -129,6 +129,7 @@ class BoardKeys:
         self.escalations = prefix + "escalations"  #: hash: task → why a person has to look at it (JSON)
         self.debates = prefix + "debates"  #: zset: open debates by their deadline (ms)
         self.debates_closed = prefix + "debates_closed"  #: zset: closed debates by when they may be forgotten (ms)
+        self.whole_items = [self.items, self.payloads, self.results]  #: what a whole item is read from
         self._lanes: dict[str, LaneKeys] = {}
 
     def answers(self, item_id: str) -> str:

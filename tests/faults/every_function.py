@@ -69,6 +69,8 @@ async def _items(board: Blackboard) -> None:
     done, failed, back = hand
     await insist(lambda: desk.renew([each.claim for each in hand]))
     await board.complete(done.claim, result={"ok": True})  # end_claims
+    waited_for = board.store.words("read_arrived", board.keys.whole_items, [done.item.id, "|done|"])
+    await insist(lambda: board.store.next_entries(board.keys.events, "0-0", 1.0, behind=waited_for))
     await board.fail(failed.claim, "no", retry_in_s=5)
     await board.hand_back(back.claim)
     held = await desk.claim_item("i5", "a2", role="worker")

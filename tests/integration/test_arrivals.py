@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from given import Connect, OpenBoard, Tape, given_claim, given_item, given_items, in_time, until
+from given import Connect, OpenBoard, Tape, a_request, given_claim, given_item, given_items, held_call, in_time, until
 
 from swarm_infrastructure.blackboard import Blackboard, Item, job_board
 from swarm_infrastructure.errors import InvalidInputError, ItemNotFoundError
@@ -75,7 +75,7 @@ async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
 
     claimed = []
     while len(claimed) < 100:
-        claimed += await board.claims.wait(_request(board))
+        claimed += await board.claims.wait(a_request(board, most=100))
     await asyncio.gather(*(board.complete(each.claim) for each in claimed))
 
     items = await in_time(asyncio.gather(*waiting), 5)
@@ -83,10 +83,84 @@ async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
     assert {item.status for item in items} == {"done"}
 
 
-def _request(board: Blackboard):  # type: ignore[no-untyped-def]
-    from given import a_request
+async def test_the_item_comes_with_the_news(board: Blackboard) -> None:
+    claim = (await given_claim(board)).claim
+    waiting = arrival(board, "a")
+    await listening(board)
+    tape = Tape(board.store)
 
-    return a_request(board, most=100)
+    await board.complete(claim, result=7)
+
+    assert (await in_time(waiting, 2)).result == 7
+    assert [call.function for call in tape.calls] == ["end_claims"]
+
+
+async def test_an_item_that_passes_by_while_others_are_read_is_not_missed(board: Blackboard) -> None:
+    names = [f"i{n}" for n in range(20)]  # more than are read along with the log
+    await given_items(board, *names)
+    waiting = [arrival(board, name, "active") for name in names]
+    await listening(board)
+
+    claimed = await board.claims.wait(a_request(board, most=20))
+    await asyncio.gather(*(board.complete(each.claim) for each in claimed))
+
+    items = await in_time(asyncio.gather(*waiting), 5)
+    assert {item.status for item in items} <= {"active", "done"}
+
+
+async def test_two_wait_for_one_item_in_different_places(board: Blackboard) -> None:
+    await given_item(board)
+    on_the_way, over = arrival(board, "a", "active"), arrival(board, "a")
+    await listening(board)
+
+    claim = (await board.claims.wait(a_request(board)))[0].claim
+    assert (await in_time(on_the_way, 2)).status == "active"
+    assert not over.done()
+    await board.complete(claim)
+
+    assert (await in_time(over, 2)).status == "done"
+
+
+async def test_who_looked_before_another_wait_began_to_read_hears_of_what_happened_between(board: Blackboard) -> None:
+    claim = (await given_claim(board)).claim
+    await given_item(board, "b")
+    async with held_call(board.store, "read_items") as (looked, let):
+        waiting = arrival(board, "a")
+        await looked.wait()  # it saw the item active
+        await board.complete(claim)
+        other = arrival(board, "b")
+        await listening(board)  # which reads the log from behind the completion
+        let.set()
+
+        assert (await in_time(waiting, 2)).status == "done"
+    other.cancel()
+
+
+async def test_who_waits_as_the_last_wait_ends_hears_of_his_item(board: Blackboard) -> None:
+    first, second = (await given_claim(board)).claim, (await given_claim(board, "b")).claim
+    waiting = arrival(board, "a")
+    await listening(board)
+    await board.complete(first)
+    await in_time(waiting, 2)
+
+    waiting = arrival(board, "b")
+    await listening(board)
+    await board.complete(second)
+
+    assert (await in_time(waiting, 2)).status == "done"
+
+
+async def test_nobody_reads_when_nobody_waits(board: Blackboard) -> None:
+    claim = (await given_claim(board)).claim
+    waiting = arrival(board, "a")
+    await listening(board)
+    await board.complete(claim)
+    await in_time(waiting, 2)
+
+    async def at_rest() -> bool:
+        return int((await board.store.info())["blocked_clients"]) == 0
+
+    await until(at_rest)
 
 
 async def test_an_item_that_is_not_there_or_goes_away_is_an_error(board: Blackboard) -> None:

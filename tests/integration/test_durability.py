@@ -230,5 +230,5 @@ async def test_the_doctor_names_a_level_that_a_server_without_a_file_can_not_kee
 
 def test_what_writes_nothing_is_known_from_the_lua() -> None:
     readers = assemble().readers
-    assert readers >= {"digest", "list_debates", "query", "read_items"}
+    assert readers >= {"digest", "list_debates", "query", "read_arrived", "read_items"}
     assert not readers & {"submit", "claim", "renew", "end_claims", "reserve", "settle", "mark"}

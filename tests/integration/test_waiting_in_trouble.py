@@ -78,18 +78,6 @@ async def test_an_agent_that_waits_outlives_the_closing_of_the_node_that_it_conn
     assert [each.item.id for each in await in_time(waiting, 5)] == ["a"]
 
 
-async def test_who_waits_for_an_arrival_as_the_reader_is_let_go_hears_of_it(board: Blackboard) -> None:
-    claim = (await given_claim(board)).claim
-    await board.wait_for("a", "active")  # the reader runs, and lingers
-    waiting = asyncio.create_task(board.wait_for("a"))
-    board._arrivals._stop()  # its time is over in the turn of the loop in which the next one comes
-    await asyncio.sleep(0.2)
-
-    await board.complete(claim)
-
-    assert (await in_time(waiting, 7)).status == "done"
-
-
 async def test_a_lent_wire_notices_a_silent_server_in_the_time_of_its_present_call(store: Store) -> None:
     [node] = await store._topology.nodes()
     async with node.blocking() as wire:

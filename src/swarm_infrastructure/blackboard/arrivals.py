@@ -5,46 +5,65 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
 from ..errors import InvalidInputError, UnavailableError
-from .events import EventLog
-from .items import Item
+from ..keys import BoardKeys
+from ..store import Store, Word
+from .events import EventLog, place_in_log
+from .items import Item, read_rows
 from .lifecycle import Board
 
 __all__ = ["Arrivals"]
 
 log = structlog.get_logger(__name__)
-LINGER_S = 5.0  # how long the log is read on when nobody waits any more: the next one begins sooner
+FEW = 8  # items waited for that are read along with the log: they come with the news, and not by another way there and back
+RECENT_S = 5.0  # how long the place up to which the log was read is a place to begin: little was written since
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     wanted: frozenset[bytes]
-    news: asyncio.Future[bool]  #: True: it has come; False: look whether it has
+    news: asyncio.Future[Item | bool]  #: the item, or True: it has come; False: look whether it has
 
-    def tell(self, *, there: bool) -> None:
+    def tell(self, news: Item | bool) -> None:
         if not self.news.done():
-            self.news.set_result(there)
+            self.news.set_result(news)
+
+
+class _Place(NamedTuple):
+    """How far the log was read."""
+
+    id: str
+    at: float  #: on this process' monotonic clock
+    disruptions: int  #: of the store, before: the log may have gone back with the next
 
 
 class Arrivals:
     """Who waits for which items of a board.
 
+    The log is read while somebody waits, from behind what the first of them had seen: who begins to wait for an item that
+    was just submitted hears of nothing that happened before.
+
     Args:
-        events: its log.
+        store: the Redis that holds it.
+        keys: its keys.
         board: its rules.
+        events: its log.
         get: reads an item.
     """
 
-    def __init__(self, events: EventLog, board: Board, *, get: Callable[[str], Awaitable[Item]]) -> None:
-        self._events, self._board, self._get = events, board, get
+    def __init__(
+        self, store: Store, keys: BoardKeys, board: Board, events: EventLog, *, get: Callable[[str], Awaitable[Item]]
+    ) -> None:
+        self._store, self._keys, self._board, self._events, self._get = store, keys, board, events, get
         self._over = frozenset({*board.final, board.quarantine})
         self._waiting: dict[bytes, list[_Waiter]] = {}
         self._reader: asyncio.Task[None] | None = None
-        self._beginning: asyncio.Task[None] | None = None
-        self._idle: asyncio.TimerHandle | None = None
+        self._read_to = _Place("0-0", -inf, 0)
 
     async def wait_for(self, item_id: str, statuses: Sequence[str]) -> Item:
         """See `Blackboard.wait_for`."""
@@ -52,109 +71,136 @@ class Arrivals:
         known = {status for section in self._board.sections.values() for status in section.statuses}
         if unknown := wanted - known - self._over:
             raise InvalidInputError("status", found=", ".join(sorted(unknown)), needed="one of the board's")
-        await self._read()
-        waiter = self._enter(item_id, wanted)
+        name = item_id.encode()
+        waiter = self._enter(name, wanted)
         try:
             while True:
+                reader, start = self._reader, await self._start() if self._reader is None else ""
                 item = await self._get(item_id)
                 if item.status in wanted:
                     return item
-                if await waiter.news:  # it was there, and may have moved on since
+                if self._reader is None:
+                    self._begin(max(start, item.event, key=place_in_log))
+                elif self._reader is not reader:
+                    continue  # another wait began it meanwhile, perhaps behind what became of the item after we looked
+                news = await waiter.news
+                if news is True:  # it was there, and may have moved on since
                     return await self._get(item_id)
+                if news:
+                    return news
                 waiter.news = asyncio.get_running_loop().create_future()
         finally:
-            self._leave(item_id, waiter)
+            self._leave(name, waiter)
 
     async def close(self) -> None:
         """Stop reading; whoever waits is cancelled."""
-        tasks = [task for task in (self._beginning, self._reader) if task is not None]
-        self._stop()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
         for all_of_item in self._waiting.values():
             for each in all_of_item:
                 each.news.cancel()
 
-    def _enter(self, item_id: str, wanted: frozenset[str]) -> _Waiter:
+    def _enter(self, name: bytes, wanted: frozenset[str]) -> _Waiter:
         waiter = _Waiter(frozenset(status.encode() for status in wanted), asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(item_id.encode(), []).append(waiter)
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self._waiting.setdefault(name, []).append(waiter)
         return waiter
 
-    def _leave(self, item_id: str, waiter: _Waiter) -> None:
-        all_of_item = self._waiting[item_id.encode()]
-        all_of_item.remove(waiter)
-        if not all_of_item:
-            del self._waiting[item_id.encode()]
-        if not self._waiting and self._idle is None:
-            self._idle = asyncio.get_running_loop().call_later(LINGER_S, self._stop)
+    def _leave(self, name: bytes, waiter: _Waiter) -> None:
+        all_of_item = self._waiting.get(name, [])
+        if waiter in all_of_item:  # else it got its news, and has left
+            all_of_item.remove(waiter)
+            if not all_of_item:
+                del self._waiting[name]
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        """Begin to read, and return when nothing that happens from now on can be missed."""
-        if self._reader is not None and not self._reader.done():
-            return
-        if self._beginning is None or self._beginning.done():
-            self._beginning = asyncio.create_task(self._begin(), name="arrivals begin")
-            self._beginning.add_done_callback(_retrieve)
-        await asyncio.shield(self._beginning)
+    async def _start(self) -> str:
+        """A place in the log, not far behind its end, that is there before the item is looked at."""
+        place = self._read_to
+        if asyncio.get_running_loop().time() - place.at < RECENT_S and place.disruptions == self._store.disruptions:
+            return place.id
+        return await self._events.last_id()
 
-    async def _begin(self) -> None:
-        self._reader = asyncio.create_task(self._read_on(await self._events.last_id()), name="arrivals")
+    def _begin(self, start: str) -> None:
+        self._reader = asyncio.create_task(self._read_on(start), name="arrivals")
         self._reader.add_done_callback(self._tell_end)
 
     async def _read_on(self, start: str) -> None:
-        while True:
+        """Read until nobody waits."""
+        disruptions = self._store.disruptions
+        while self._waiting:
+            few: list[bytes] = []
+            behind: tuple[Word, ...] = ()
+            if len(self._waiting) <= FEW:
+                few = list(self._waiting)
+                behind = self._store.words("read_arrived", self._keys.whole_items, self._looked_for())
             try:
-                async for entry_id, fields in self._events.entries(start, on_gap=self._look):
-                    start = entry_id.decode()
-                    self._tell(fields)
+                page = await self._events.next_page(start, behind=behind)
             except UnavailableError as error:
                 log.warning("the log is not read, trying again", why=str(error))
+                continue
+            start = page.end
+            if page.gap:
+                self._look()
+            for at, name in enumerate(few if page.answer else ()):
+                self._give(name, page.answer[3 * at : 3 * at + 3])
+            for _, fields in page.entries:
+                self._tell(fields)
+        self._read_to = _Place(start, asyncio.get_running_loop().time(), disruptions)
+        self._reader = None  # before the next one comes
 
     def _look(self) -> None:
         """What happened while Redis was away may be missing in the log, as after a failover: everybody looks for himself."""
         for all_of_item in self._waiting.values():
             for each in all_of_item:
-                each.tell(there=False)
+                each.tell(False)
 
     def _tell_end(self, reader: asyncio.Task[None]) -> None:
         """Reading ended, by an error that a repeat does not mend."""
         error = None if reader.cancelled() else reader.exception()
         if error is None:
             return
+        self._reader = None
         log.error("the log can't be read", why=str(error))
         for all_of_item in self._waiting.values():
             for each in all_of_item:
                 if not each.news.done():
                     each.news.set_exception(error)
 
+    def _looked_for(self) -> list[bytes]:
+        """The arguments of ``read_arrived``."""
+        words = []
+        for name, all_of_item in self._waiting.items():
+            statuses = frozenset[bytes]().union(*(each.wanted for each in all_of_item))
+            words += [name, b"|" + b"|".join(statuses) + b"|"]
+        return words
+
+    def _give(self, name: bytes, row: Sequence[Any]) -> None:
+        """Give an item that has come to those who wait for it there."""
+        try:
+            [item] = read_rows([name.decode()], row)
+        except InvalidInputError:
+            return  # who waits reads it himself, and says what is wrong with it
+        if item is not None:
+            self._tell_those(name, item.status.encode(), item)
+
     def _tell(self, fields: Mapping[bytes, bytes]) -> None:
-        if not self._waiting:
-            return
+        """Tell those who wait for one of the items in an entry."""
         _, _, status = fields.get(b"to", b"").partition(b"/")
         status = status.partition(b"/")[0]
         for row in fields.get(b"items", b"").split(b","):
-            for each in self._waiting.get(row.partition(b" ")[0], ()):
-                if status in each.wanted:
-                    each.tell(there=True)
-                elif not status:  # it was deleted
-                    each.tell(there=False)
+            name = row.partition(b" ")[0]
+            if name not in self._waiting:
+                continue
+            if status:
+                self._tell_those(name, status, True)
+            else:  # it was deleted
+                for each in self._waiting[name]:
+                    each.tell(False)
 
-    def _stop(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-        if self._reader is not None:
-            self._reader.cancel()
-            self._reader = None  # it ends in the next turn of the loop: who comes before that needs another one
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at the outcome: what failed when nobody waited any more is nothing to warn of."""
-    if not task.cancelled():
-        task.exception()
+    def _tell_those(self, name: bytes, status: bytes, news: Item | Literal[True]) -> None:
+        for each in [each for each in self._waiting.get(name, ()) if status in each.wanted]:
+            each.tell(news)
+            self._leave(name, each)

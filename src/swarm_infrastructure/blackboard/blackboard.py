@@ -45,8 +45,7 @@ from .items import (
     dump_payload,
     merge,
     one_line,
-    read_item,
-    rows_of_three,
+    read_rows,
 )
 from .leases import LeaseKeeper
 from .lifecycle import Board, Place
@@ -102,7 +101,7 @@ class Blackboard:
         self._intake = Intake(store, self.keys, board)
         self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
         self.waits = Waits(store, self.keys)
-        self._arrivals = Arrivals(self.events, board, get=self.get)
+        self._arrivals = Arrivals(store, self.keys, board, self.events, get=self.get)
         self._locks: Locks | None = None
         self._destinations: dict[tuple[str, Place | str | None, str], str] = {}  # asked for → lane: few, asked often
         self._replace_board = replace_board
@@ -216,9 +215,7 @@ class Blackboard:
         items: list[Item | None] = []
         for start in range(0, len(item_ids), MOST_PER_CALL):
             part = [check_id("item id", each) for each in item_ids[start : start + MOST_PER_CALL]]
-            answer = await self.store.call("read_items", [self.keys.items, self.keys.payloads, self.keys.results], part)
-            for item_id, (record, payload, result) in zip(part, rows_of_three(answer), strict=True):
-                items.append(read_item(item_id, record, payload, result) if record else None)
+            items += read_rows(part, await self.store.call("read_items", self.keys.whole_items, part))
         return items
 
     async def read(self, section: str, item_id: str) -> dict[str, Any] | None:

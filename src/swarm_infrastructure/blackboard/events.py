@@ -10,15 +10,15 @@ together give the live state, as the whole log would. An event of kind ``truncat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InvalidInputError, UnavailableError
 from ..keys import BoardKeys
-from ..store import Store
+from ..store import Store, Word
 
-__all__ = ["Base", "Event", "EventLog", "Trimmed", "place_in_log", "read_base"]
+__all__ = ["Base", "Event", "EventLog", "Page", "Trimmed", "place_in_log", "read_base"]
 
 TRUNCATED = "truncated"
 PAGE = 1000  # entries of one read
@@ -83,6 +83,15 @@ class Trimmed:
     last: str  #: id of the newest entry that went
     entries: int  #: that went in all
     misfits: int = 0  #: changes among them that did not follow on the item's change before
+
+
+class Page(NamedTuple):
+    """What was written behind a place in the log."""
+
+    entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]  #: of the stream, as Redis has them
+    answer: Any  #: to the command behind the read; None if there is none
+    end: str  #: where to read on
+    gap: bool = False  #: Redis had been away: the log may have gone back behind what was read, as with a failover
 
 
 def read_base(text: bytes) -> Base:
@@ -154,29 +163,34 @@ class EventLog:
             for event in read_entry(entry_id, fields):
                 yield event
 
-    async def entries(
-        self, start: str, *, on_gap: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
-        """The entries of the stream behind *start*, and then those that come, for ever: as Redis has them.
-
-        Args:
-            start: a stream id.
-            on_gap: called when Redis had been away: the log may have gone back behind what was read, as with a failover.
+    async def entries(self, start: str) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
+        """The entries of the stream behind *start* (a stream id), and then those that come, for ever: as Redis has them.
 
         Raises:
             StoreUnavailableError: Redis has been away for longer than calls are repeated.
         """
         while True:
-            try:
-                found = await self._store.next_entries(self._keys.events, start, WAIT_S)
-            except UnavailableError:
-                newest = await self.last_id()  # a read that is repeated waits for Redis to come back
-                start = min(start, newest, key=place_in_log)
-                on_gap()
-                continue
-            for entry_id, fields in found:
-                start = entry_id.decode()
-                yield entry_id, fields
+            page = await self.next_page(start)
+            start = page.end
+            for entry in page.entries:
+                yield entry
+
+    async def next_page(self, start: str, *, behind: Sequence[Word] = ()) -> Page:
+        """Wait for entries behind *start*, a while.
+
+        Args:
+            start: a stream id.
+            behind: a command that waits in Redis with us (see `Store.next_entries`).
+
+        Raises:
+            StoreUnavailableError: Redis has been away for longer than calls are repeated.
+        """
+        try:
+            entries, answer = await self._store.next_entries(self._keys.events, start, WAIT_S, behind=behind)
+        except UnavailableError:
+            newest = await self.last_id()  # a read that is repeated waits for Redis to come back
+            return Page([], None, min(start, newest, key=place_in_log), gap=True)
+        return Page(entries, answer, entries[-1][0].decode() if entries else start)
 
     async def history(self, item_id: str, newest: str, *, most: int = 1000) -> list[Event]:
         """The events of one item, oldest first, walked back from its *newest* event.

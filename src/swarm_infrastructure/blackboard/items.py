@@ -5,7 +5,7 @@ The payload is JSON that the client makes and Redis never opens: Lua's JSON turn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -235,9 +235,10 @@ def merge(
     return merged
 
 
-def rows_of_three(answer: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-    """A flat answer cut into triples."""
-    return list(zip(answer[0::3], answer[1::3], answer[2::3], strict=True))
+def read_rows(item_ids: Iterable[str], answer: Sequence[Any]) -> list[Item | None]:
+    """The items in an answer of ``read_items`` for these ids; None where there is none."""
+    rows = zip(item_ids, answer[0::3], answer[1::3], answer[2::3], strict=True)
+    return [read_item(name, record, payload, result) if record else None for name, record, payload, result in rows]
 
 
 def one_line(text: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .connections import Store, without_password
+from .connections import Store, Word, without_password
 from .library import LIBRARY, PREFIX, Library, assemble
 
-__all__ = ["LIBRARY", "PREFIX", "Library", "Store", "assemble", "without_password"]
+__all__ = ["LIBRARY", "PREFIX", "Library", "Store", "Word", "assemble", "without_password"]

@@ -160,7 +160,7 @@ class Store:
             LibraryMismatchError: the server does not know the function, and may not be given it.
         """
         key = keys[0] if keys else None
-        words = ("FCALL", PREFIX + function, len(keys), *keys, *args)
+        words = self.words(function, keys, args)
         copied = key if self.replicas and function not in self._library.readers else None
 
         # plain functions that give coroutines: each coroutine on the way costs every call, and every answer
@@ -194,6 +194,11 @@ class Store:
             return await self._insist(ask, once=once)
         except refused.ResponseError as error:
             raise self._explain(function, error) from error
+
+    @staticmethod
+    def words(function: str, keys: Sequence[str], args: Sequence[Word] = ()) -> tuple[Word, ...]:
+        """The call of one of our functions, as a command."""
+        return ("FCALL", PREFIX + function, len(keys), *keys, *args)
 
     async def command(self, *parts: Word, once: bool = False) -> Any:
         """Send a plain command that may be repeated (a read, or a write that lands the same twice).
@@ -371,36 +376,47 @@ class Store:
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.
         """
-        found = await self._block(lists[0], ("BLPOP", *lists, max(timeout_s, 0.01)), timeout_s)
+        [found] = await self._block(lists[0], [("BLPOP", *lists, max(timeout_s, 0.01))], timeout_s)
         return None if found is None else (str(found[0].decode()), found[1])
 
     async def next_entries(
-        self, stream: str, after: str, timeout_s: float, *, most: int = 1000
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        self, stream: str, after: str, timeout_s: float, *, behind: Sequence[Word] = (), most: int = 1000
+    ) -> tuple[list[tuple[bytes, dict[bytes, bytes]]], Any]:
         """Block until *stream* has entries behind the id *after*, at most *timeout_s*; the first of them, or [].
+
+        Args:
+            stream: its key.
+            after: an id.
+            timeout_s: how long to wait.
+            behind: a command (see `words`) that waits in Redis until then, on the stream's slot; its answer is the second
+                of what is returned, None if it is an error.
+            most: entries at once.
 
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.
         """
         words = ("XREAD", "COUNT", most, "BLOCK", max(1, round(timeout_s * 1000)), "STREAMS", stream, after)
-        found = await self._block(stream, words, timeout_s)
+        found, *more = await self._block(stream, [words, behind] if behind else [words], timeout_s)
         entries = found[0][1] if found else []
-        return [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+        told = [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+        return told, more[0] if more and not isinstance(more[0], Exception) else None
 
-    async def _block(self, key: str, words: Sequence[Word], timeout_s: float) -> Any:
-        async def send(node: Node, asking: bool) -> Any:
+    async def _block(self, key: str, many: Sequence[Sequence[Word]], timeout_s: float) -> list[Any]:
+        """Send commands, the first of which blocks; an error of another stands among the answers."""
+
+        async def send(node: Node, asking: bool) -> list[Any]:
             if asking:
                 raise refused.TryAgainError("TRYAGAIN a slot is being moved")
             async with node.blocking() as wire:
-                answers = await wire.ask_all([words], within_s=timeout_s + self.timeout_s)
-            self._judge(answers, None)
-            return answers[0]
+                answers = await wire.ask_all(many, within_s=timeout_s + self.timeout_s)
+            self._judge(answers[:1], None)
+            return answers
 
         try:
             return await self._redirected(key, send)
         except (*_PASSING, refused.ResponseError) as error:
             if not _is_passing(error):
-                raise self._explain(str(words[0]), error) from error
+                raise self._explain(str(many[0][0]), error) from error
             self.disruptions += 1
             raise StoreUnavailableError(self.shown, _why(error)) from error
 
