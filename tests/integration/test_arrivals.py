@@ -69,6 +69,7 @@ async def test_a_status_on_the_way_can_be_waited_for(board: Blackboard) -> None:
 async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
     names = [f"i{n}" for n in range(100)]
     await given_items(board, *names)
+    tape = Tape(board.store)
     waiting = [arrival(board, name) for name in names]
     await listening(board)
     before = int((await board.store.info())["blocked_clients"])
@@ -81,6 +82,7 @@ async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
     items = await in_time(asyncio.gather(*waiting), 5)
     assert before == 1
     assert {item.status for item in items} == {"done"}
+    assert tape.count("read_items") <= 4  # and one look for all of a moment
 
 
 async def test_the_item_comes_with_the_news(board: Blackboard) -> None:
@@ -174,6 +176,20 @@ async def test_an_item_that_is_not_there_or_goes_away_is_an_error(board: Blackbo
 
     with pytest.raises(ItemNotFoundError):
         await in_time(waiting, 2)
+
+
+@pytest.mark.unaudited
+async def test_an_item_that_cannot_be_read_is_an_error_to_him_alone_who_waits_for_it(board: Blackboard) -> None:
+    await given_items(board, "sound", "torn")
+    await board.store.command("HSET", board.keys.items, "torn", "no record")
+
+    torn, missing, sound = (arrival(board, name, "waiting") for name in ("torn", "missing", "sound"))
+
+    with pytest.raises(InvalidInputError, match="torn"):
+        await in_time(torn, 2)
+    with pytest.raises(ItemNotFoundError):
+        await in_time(missing, 2)
+    assert (await in_time(sound, 2)).status == "waiting"
 
 
 async def test_a_status_that_the_board_does_not_have_is_refused(board: Blackboard) -> None:

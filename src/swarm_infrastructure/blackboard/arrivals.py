@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, NamedTuple
 
 import structlog
 
-from ..errors import InvalidInputError, UnavailableError
-from ..keys import BoardKeys
+from ..errors import InvalidInputError, ItemNotFoundError, UnavailableError
+from ..keys import BoardKeys, check_id
 from ..store import Store, Word
+from ..store.batches import Batches
+from .claims import MOST_PER_CALL
 from .events import EventLog, place_in_log
 from .items import Item, read_rows
 from .lifecycle import Board
@@ -21,6 +23,7 @@ __all__ = ["Arrivals"]
 
 log = structlog.get_logger(__name__)
 FEW = 8  # items waited for that are read along with the log: they come with the news, and not by another way there and back
+LOOKS = 4  # calls under way at once
 RECENT_S = 5.0  # how long the place up to which the log was read is a place to begin: little was written since
 
 
@@ -46,24 +49,24 @@ class Arrivals:
     """Who waits for which items of a board.
 
     The log is read while somebody waits, from behind what the first of them had seen: who begins to wait for an item that
-    was just submitted hears of nothing that happened before.
+    was just submitted hears of nothing that happened before. Looks at items that fall together travel in one call.
 
     Args:
         store: the Redis that holds it.
         keys: its keys.
         board: its rules.
         events: its log.
-        get: reads an item.
     """
 
-    def __init__(
-        self, store: Store, keys: BoardKeys, board: Board, events: EventLog, *, get: Callable[[str], Awaitable[Item]]
-    ) -> None:
-        self._store, self._keys, self._board, self._events, self._get = store, keys, board, events, get
+    def __init__(self, store: Store, keys: BoardKeys, board: Board, events: EventLog) -> None:
+        self._store, self._keys, self._board, self._events = store, keys, board, events
         self._over = frozenset({*board.final, board.quarantine})
         self._waiting: dict[bytes, list[_Waiter]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._read_from = "0-0"  # where it began
         self._read_to = _Place("0-0", -inf, 0)
+        self._looks = Batches[str, Item]("looks at items", self._look_at, most=MOST_PER_CALL, at_once=LOOKS)
+        self._ends = Batches[None, str]("looks at the log", self._find_end, most=MOST_PER_CALL)
 
     async def wait_for(self, item_id: str, statuses: Sequence[str]) -> Item:
         """See `Blackboard.wait_for`."""
@@ -71,21 +74,21 @@ class Arrivals:
         known = {status for section in self._board.sections.values() for status in section.statuses}
         if unknown := wanted - known - self._over:
             raise InvalidInputError("status", found=", ".join(sorted(unknown)), needed="one of the board's")
-        name = item_id.encode()
+        name = check_id("item id", item_id).encode()
         waiter = self._enter(name, wanted)
         try:
             while True:
                 reader, start = self._reader, await self._start() if self._reader is None else ""
-                item = await self._get(item_id)
+                item = await self._looks.send(item_id)
                 if item.status in wanted:
                     return item
                 if self._reader is None:
                     self._begin(max(start, item.event, key=place_in_log))
-                elif self._reader is not reader:
-                    continue  # another wait began it meanwhile, perhaps behind what became of the item after we looked
+                elif self._reader is not reader and place_in_log(self._read_from) > place_in_log(start):
+                    continue  # another wait began it meanwhile, behind what may have become of the item after we looked
                 news = await waiter.news
                 if news is True:  # it was there, and may have moved on since
-                    return await self._get(item_id)
+                    return await self._looks.send(item_id)
                 if news:
                     return news
                 waiter.news = asyncio.get_running_loop().create_future()
@@ -121,9 +124,24 @@ class Arrivals:
         place = self._read_to
         if asyncio.get_running_loop().time() - place.at < RECENT_S and place.disruptions == self._store.disruptions:
             return place.id
-        return await self._events.last_id()
+        return await self._ends.send(None)
+
+    async def _find_end(self, asked: Sequence[None]) -> list[str]:
+        return [await self._events.last_id()] * len(asked)
+
+    async def _look_at(self, names: Sequence[str]) -> list[Item | Exception]:
+        answer = await self._store.call("read_items", self._keys.whole_items, names)
+        return [self._read(name, answer[3 * at : 3 * at + 3]) for at, name in enumerate(names)]
+
+    def _read(self, name: str, row: Sequence[Any]) -> Item | Exception:
+        try:
+            [item] = read_rows([name], row)
+            return item or ItemNotFoundError(name, self._board.name)
+        except InvalidInputError as error:  # it is torn: no reason to keep the others from theirs
+            return error
 
     def _begin(self, start: str) -> None:
+        self._read_from = start
         self._reader = asyncio.create_task(self._read_on(start), name="arrivals")
         self._reader.add_done_callback(self._tell_end)
 
@@ -178,12 +196,9 @@ class Arrivals:
         return words
 
     def _give(self, name: bytes, row: Sequence[Any]) -> None:
-        """Give an item that has come to those who wait for it there."""
-        try:
-            [item] = read_rows([name.decode()], row)
-        except InvalidInputError:
-            return  # who waits reads it himself, and says what is wrong with it
-        if item is not None:
+        """Give an item that has come to those who wait for it there. Of one that is torn they hear when they look."""
+        item = self._read(name.decode(), row)
+        if isinstance(item, Item):
             self._tell_those(name, item.status.encode(), item)
 
     def _tell(self, fields: Mapping[bytes, bytes]) -> None:

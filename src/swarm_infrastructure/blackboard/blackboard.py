@@ -101,7 +101,7 @@ class Blackboard:
         self._intake = Intake(store, self.keys, board)
         self._changes = Changes(store, self.keys, board, find=self.find, leases=self.leases)
         self.waits = Waits(store, self.keys)
-        self._arrivals = Arrivals(store, self.keys, board, self.events, get=self.get)
+        self._arrivals = Arrivals(store, self.keys, board, self.events)
         self._locks: Locks | None = None
         self._destinations: dict[tuple[str, Place | str | None, str], str] = {}  # asked for → lane: few, asked often
         self._replace_board = replace_board
