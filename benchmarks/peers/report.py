@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 from collections import Counter
@@ -22,13 +23,13 @@ BEGIN, END = "<!-- peers: begin (written by `make bench-peers`) -->", "<!-- peer
 Result = Mapping[str, Any]
 
 
-def summary(result: Result) -> str:
-    """All tables."""
+def summary(result: Result, others: Sequence[Result] = ()) -> str:
+    """All tables of a result; the targets beside those of *others*."""
     parts = [
-        _machine, _targets, _ceiling, _drain, _scaling, _enqueue, _latency, _growth, _memory, _pipeline, _fanout, _settings,
-        _failures,
+        _ceiling, _drain, _scaling, _enqueue, _latency, _growth, _memory, _pipeline, _fanout, _settings, _failures,
     ]  # fmt: skip
-    return "\n\n".join(text for text in (part(result) for part in parts) if text)
+    texts = [_machine(result), _targets(result, others), *(part(result) for part in parts)]
+    return "\n\n".join(text for text in texts if text)
 
 
 def publish(result: Result, source: Path) -> None:
@@ -40,7 +41,9 @@ def publish(result: Result, source: Path) -> None:
         draw, cwd=REPOSITORY / "benchmarks", capture_output=True, text=True, check=True
     ).stdout.split()
     shown = "\n".join(f"![{name}](performance/{name}.svg)" for name in drawn)
-    PAGE.write_text(placed(PAGE.read_text(), f"{summary(result)}\n\n{shown}", PAGE))
+    others = [json.loads(path.read_text()) for path in sorted(source.parent.glob("peers-*.json")) if path != source]
+    alike = [each for each in others if each["whole"] and each["machine"]["commit"] == result["machine"]["commit"]]
+    PAGE.write_text(placed(PAGE.read_text(), f"{summary(result, alike)}\n\n{shown}", PAGE))
 
 
 def placed(page: str, tables: str, path: Path) -> str:
@@ -126,17 +129,18 @@ def _machine(result: Result) -> str:
     )
 
 
-def _targets(result: Result) -> str:
-    rows = []
-    for verdict in judge(result):
+def _targets(result: Result, others: Sequence[Result]) -> str:
+    rows, beside = [], [judge(each) for each in others]
+    for place, verdict in enumerate(judge(result)):
         if verdict.value is None and not result["whole"]:
             continue
         check, sign = verdict.check, "≤" if verdict.check.at_most else "≥"
-        value = _times(verdict.value)
-        rows.append(
-            [f"{check.number} {check.what}", f"{sign} {check.floor:g}", f"{sign} {check.aim:g}", value, verdict.word]
-        )
-    return _table("Targets", ["", "floor", "aim", "measured", ""], rows, words=1)
+        rows.append([
+            f"{check.number} {check.what}", f"{sign} {check.floor:g}", f"{sign} {check.aim:g}", _times(verdict.value),
+            *(_times(verdicts[place].value) for verdicts in beside), verdict.word,
+        ])  # fmt: skip
+    head = ["", "floor", "aim", "measured", *(f"another run ({n + 1})" for n in range(len(beside))), ""]
+    return _table("Targets", head, rows, words=1)
 
 
 def _ceiling(result: Result) -> str:
