@@ -129,8 +129,12 @@ class BoardKeys:
         self.escalations = prefix + "escalations"  #: hash: task → why a person has to look at it (JSON)
         self.debates = prefix + "debates"  #: zset: open debates by their deadline (ms)
         self.debates_closed = prefix + "debates_closed"  #: zset: closed debates by when they may be forgotten (ms)
-        self.whole_items = [self.items, self.payloads, self.results]  #: what a whole item is read from
         self._lanes: dict[str, LaneKeys] = {}
+
+    @property
+    def whole_items(self) -> list[str]:
+        """What a whole item is read from."""
+        return [self.items, self.payloads, self.results]
 
     def answers(self, item_id: str) -> str:
         """Hash: step → what was paid for or done for this item; see ``lua/shared/65_answers.lua``."""
