@@ -70,7 +70,7 @@ async def _items(board: Blackboard) -> None:
     await insist(lambda: desk.renew([each.claim for each in hand]))
     await board.complete(done.claim, result={"ok": True})  # end_claims
     waited_for = board.store.words("read_arrived", board.keys.whole_items, [done.item.id, "|done|"])
-    await insist(lambda: board.store.next_entries(board.keys.events, "0-0", 1.0, behind=waited_for))
+    await insist(lambda: board.store.next_entries(board.keys.events, "0-0", 1.0, most=10, behind=waited_for))
     await board.fail(failed.claim, "no", retry_in_s=5)
     await board.hand_back(back.claim)
     held = await desk.claim_item("i5", "a2", role="worker")

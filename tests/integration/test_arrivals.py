@@ -82,7 +82,7 @@ async def test_many_who_wait_share_one_reader(board: Blackboard) -> None:
     items = await in_time(asyncio.gather(*waiting), 5)
     assert before == 1
     assert {item.status for item in items} == {"done"}
-    assert tape.count("read_items") <= 4  # and one look for all of a moment
+    assert tape.count("read_arrived") <= 4  # and one look for all of a moment
 
 
 async def test_the_item_comes_with_the_news(board: Blackboard) -> None:
@@ -126,7 +126,7 @@ async def test_two_wait_for_one_item_in_different_places(board: Blackboard) -> N
 async def test_who_looked_before_another_wait_began_to_read_hears_of_what_happened_between(board: Blackboard) -> None:
     claim = (await given_claim(board)).claim
     await given_item(board, "b")
-    async with held_call(board.store, "read_items") as (looked, let):
+    async with held_call(board.store, "read_arrived") as (looked, let):
         waiting = arrival(board, "a")
         await looked.wait()  # it saw the item active
         await board.complete(claim)
@@ -150,6 +150,39 @@ async def test_who_waits_as_the_last_wait_ends_hears_of_his_item(board: Blackboa
     await board.complete(second)
 
     assert (await in_time(waiting, 2)).status == "done"
+
+
+async def test_what_happens_while_he_looks_is_not_missed(board: Blackboard) -> None:
+    await given_item(board)
+    waiting = arrival(board, "a", "active")
+    await listening(board)
+    async with held_call(board.store, "read_arrived") as (looked, let):
+        board._arrivals._look()  # as after Redis was away
+        await looked.wait()  # he saw the item waiting
+        claim = (await board.claims.wait(a_request(board)))[0].claim
+        await board.hand_back(claim)
+        let.set()
+
+        assert (await in_time(waiting, 2)).id == "a"
+
+
+async def test_what_happened_before_somebody_waits_is_no_news_to_him(board: Blackboard) -> None:
+    claims = [(await given_claim(board, name)).claim for name in ("first", "older", "again")]
+    waiting = arrival(board, "first")
+    await listening(board)
+    await board.complete(claims[0])
+    await in_time(waiting, 2)  # from here the log is read on
+    await board.fail(claims[2], "no use", give_up=True)
+    await board.release("again")
+
+    older, again = arrival(board, "older"), arrival(board, "again")
+    await listening(board)
+    await board.complete(claims[1])
+    await in_time(older, 2)
+
+    assert not again.done()  # it was quarantined, which is over
+    await board.complete((await board.claims.wait(a_request(board)))[0].claim)
+    assert (await in_time(again, 2)).status == "done"
 
 
 async def test_nobody_reads_when_nobody_waits(board: Blackboard) -> None:
@@ -223,4 +256,20 @@ async def test_nothing_is_read_any_more_when_the_board_is_closed(connect: Connec
     await asyncio.wait({waiting}, timeout=2)
 
     assert waiting.cancelled()
-    assert tape.count("read_items") == 0
+    assert tape.count("read_arrived") == 0
+
+
+async def test_who_looks_as_the_board_is_closed_is_cancelled_and_reads_nothing(
+    connect: Connect, board: Blackboard
+) -> None:
+    await given_items(board, "a", "b")
+    store = await connect(board.store.url)
+    async with Blackboard(store, board.board, namespace="test") as closing:
+        async with held_call(store, "read_arrived") as (looked, _):
+            waiting = [arrival(closing, name) for name in ("a", "b")]
+            await looked.wait()
+            await closing._arrivals.close()
+            await asyncio.wait(waiting, timeout=2)
+            assert all(each.cancelled() for each in waiting)
+
+    assert int((await board.store.info())["blocked_clients"]) == 0

@@ -53,7 +53,10 @@ async def test_a_waiting_agent_gets_what_is_there_already(board: Blackboard) -> 
     assert ids(await in_time(wait(board, most=5), SOON_S)) == ["a", "b"]
 
 
-async def test_who_got_all_there_was_waits_for_the_bell_and_does_not_ask_in_vain(board: Blackboard) -> None:
+async def test_who_got_all_there_was_waits_for_the_bell_and_does_not_ask_in_vain(
+    board: Blackboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_waiting, "EMPTY_S", 60.0)
     await given_items(board, "a", "b")
     tape = Tape(board.store)
     assert ids(await in_time(wait(board, most=5), SOON_S)) == ["a", "b"]
@@ -76,6 +79,44 @@ async def test_who_got_less_than_asked_for_a_while_ago_asks_again(
     await board.store.command("DEL", board.keys.lane(WAITING).bell)  # a ring that was lost
 
     assert ids(await in_time(wait(board, most=5), SOON_S)) == ["b"]
+
+
+async def test_who_may_claim_again_is_not_kept_from_it_by_others_who_found_the_lanes_empty(
+    board: Blackboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_waiting, "EMPTY_S", 60.0)
+    monkeypatch.setattr(claims_waiting, "STOPPED_S", 60.0)
+    await given_item(board, "a")
+    [held] = await in_time(wait(board, "full", most_held=1), SOON_S)
+    stopped = wait(board, "full", most_held=1)
+    await given_item(board, "b")
+    assert ids(await in_time(wait(board, "other", most=5), SOON_S)) == ["b"]  # and no more: the lanes are empty
+    await given_item(board, "c")
+
+    await board.complete(held.claim)
+
+    assert ids(await in_time(stopped, SOON_S)) == ["c"]
+
+
+async def test_others_who_come_and_go_do_not_put_off_when_who_was_stopped_asks_again(board: Blackboard) -> None:
+    for agent in ("stopped", "other"):
+        await board.agents.pause(f"agent:{agent}")
+    await given_item(board, "a")
+    tape = Tape(board.store)
+    stopped = wait(board, "stopped")
+
+    async def asked() -> bool:
+        return tape.count("claim") > 0
+
+    await until(asked)
+    await board.agents.resume("agent:stopped")
+    while not stopped.done() and tape.count("claim") < 100:  # each comes some 20 ms after the last
+        other = wait(board, "other")
+        await asyncio.wait({stopped}, timeout=0.02)
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+
+    assert ids(await in_time(stopped, 0.1)) == ["a"]
 
 
 async def test_a_waiting_agent_is_woken_by_a_submission(

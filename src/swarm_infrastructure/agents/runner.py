@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -49,6 +49,7 @@ LOOK_AGAIN_S = 30.0  # the longest that an item waits for a backend: a breaker m
 ASSIGNED_S = 30.0  # how long an agent tries to get an item that it was given: its lease may have to run out first
 TURNS = 3  # of the event loop until a claim that is asked for is on its way
 LEAVING_S = 1.0  # of the grace: for handing back what handlers did not finish, and closing
+_let_others: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # Windows has none
 
 
 class Runner:
@@ -304,7 +305,7 @@ class Runner:
         if left:
             asyncio.get_running_loop().call_soon(self._turn, left - 1)
             return
-        os.sched_yield()  # Redis, if it shares our core, deals the next hand before we work on this one
+        _let_others()  # Redis, if it shares our core, deals the next hand before we work on this one
         self._take_dealt()
 
     def _take_dealt(self) -> None:

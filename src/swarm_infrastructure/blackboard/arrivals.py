@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -14,8 +14,7 @@ from ..errors import InvalidInputError, ItemNotFoundError, UnavailableError
 from ..keys import BoardKeys, check_id
 from ..store import Store, Word
 from ..store.batches import Batches
-from .claims import MOST_PER_CALL
-from .events import EventLog, place_in_log
+from .events import PAGE, EventLog, place_in_log
 from .items import Item, read_rows
 from .lifecycle import Board
 
@@ -23,16 +22,20 @@ __all__ = ["Arrivals"]
 
 log = structlog.get_logger(__name__)
 FEW = 8  # items waited for that are read along with the log: they come with the news, and not by another way there and back
-LOOKS = 4  # calls under way at once
-RECENT_S = 5.0  # how long the place up to which the log was read is a place to begin: little was written since
+MOST_AT_A_LOOK, LOOKS = 100, 4  # items of a call, and calls under way
+RECENT_S = 5.0  # how long the end of the log, as it was once read, is a place to begin at
+ANY = b""  # status
+
+News = Item | str  #: the item, which has come; the event by which it had come; or "": look whether it has
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    wanted: frozenset[bytes]
-    news: asyncio.Future[Item | bool]  #: the item, or True: it has come; False: look whether it has
+    wanted: frozenset[bytes]  #: statuses
+    words: bytes  #: the same, for Redis
+    news: asyncio.Future[News]
 
-    def tell(self, news: Item | bool) -> None:
+    def tell(self, news: News) -> None:
         if not self.news.done():
             self.news.set_result(news)
 
@@ -41,15 +44,16 @@ class _Place(NamedTuple):
     """How far the log was read."""
 
     id: str
-    at: float  #: on this process' monotonic clock
+    at: float  #: on this process' monotonic clock, when that was its end
     disruptions: int  #: of the store, before: the log may have gone back with the next
 
 
 class Arrivals:
     """Who waits for which items of a board.
 
-    The log is read while somebody waits, from behind what the first of them had seen: who begins to wait for an item that
-    was just submitted hears of nothing that happened before. Looks at items that fall together travel in one call.
+    The log is read while somebody waits: from behind what the first of them had seen of his item, or a little farther back.
+    So who waits for an item that was just submitted is not woken by that. Looks at items that fall together travel in one
+    call.
 
     Args:
         store: the Redis that holds it.
@@ -65,8 +69,10 @@ class Arrivals:
         self._reader: asyncio.Task[None] | None = None
         self._read_from = "0-0"  # where it began
         self._read_to = _Place("0-0", -inf, 0)
-        self._looks = Batches[str, Item]("looks at items", self._look_at, most=MOST_PER_CALL, at_once=LOOKS)
-        self._ends = Batches[None, str]("looks at the log", self._find_end, most=MOST_PER_CALL)
+        self._looks = Batches[tuple[str, bytes], Item](
+            "looks at items", self._look_at, most=MOST_AT_A_LOOK, at_once=LOOKS
+        )
+        self._ends = Batches[None, str]("looks at the log", self._find_end, most=PAGE)
 
     async def wait_for(self, item_id: str, statuses: Sequence[str]) -> Item:
         """See `Blackboard.wait_for`."""
@@ -79,45 +85,51 @@ class Arrivals:
         try:
             while True:
                 reader, start = self._reader, await self._start() if self._reader is None else ""
-                item = await self._looks.send(item_id)
+                item = await self._looks.send((item_id, waiter.words))
                 if item.status in wanted:
                     return item
-                if self._reader is None:
+                if waiter.news.done():
+                    pass  # something became of it while we looked
+                elif self._reader is None:
+                    if not start:
+                        continue  # its reader ended in that moment: begin like one who comes now
                     self._begin(max(start, item.event, key=place_in_log))
                 elif self._reader is not reader and place_in_log(self._read_from) > place_in_log(start):
                     continue  # another wait began it meanwhile, behind what may have become of the item after we looked
                 news = await waiter.news
-                if news is True:  # it was there, and may have moved on since
-                    return await self._looks.send(item_id)
-                if news:
-                    return news
                 waiter.news = asyncio.get_running_loop().create_future()
+                event = news.event if isinstance(news, Item) else news
+                if place_in_log(event) > place_in_log(item.event):  # else it is older than our look
+                    # it was there, and may have moved on since
+                    return news if isinstance(news, Item) else await self._looks.send((item_id, ANY))
         finally:
             self._leave(name, waiter)
 
     async def close(self) -> None:
         """Stop reading; whoever waits is cancelled."""
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
         for all_of_item in self._waiting.values():
             for each in all_of_item:
                 each.news.cancel()
+        if reader is not None:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+        await self._looks.cancel()
+        await self._ends.cancel()
 
     def _enter(self, name: bytes, wanted: frozenset[str]) -> _Waiter:
-        waiter = _Waiter(frozenset(status.encode() for status in wanted), asyncio.get_running_loop().create_future())
+        statuses = frozenset(status.encode() for status in wanted)
+        waiter = _Waiter(statuses, b"|" + b"|".join(statuses) + b"|", asyncio.get_running_loop().create_future())
         self._waiting.setdefault(name, []).append(waiter)
         return waiter
 
     def _leave(self, name: bytes, waiter: _Waiter) -> None:
-        all_of_item = self._waiting.get(name, [])
-        if waiter in all_of_item:  # else it got its news, and has left
-            all_of_item.remove(waiter)
-            if not all_of_item:
-                del self._waiting[name]
+        all_of_item = self._waiting[name]
+        all_of_item.remove(waiter)
+        if not all_of_item:
+            del self._waiting[name]
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> str:
         """A place in the log, not far behind its end, that is there before the item is looked at."""
@@ -129,16 +141,19 @@ class Arrivals:
     async def _find_end(self, asked: Sequence[None]) -> list[str]:
         return [await self._events.last_id()] * len(asked)
 
-    async def _look_at(self, names: Sequence[str]) -> list[Item | Exception]:
-        answer = await self._store.call("read_items", self._keys.whole_items, names)
-        return [self._read(name, answer[3 * at : 3 * at + 3]) for at, name in enumerate(names)]
+    async def _look_at(self, asked: Sequence[tuple[str, bytes]]) -> list[Item | Exception]:
+        answer = await self._store.call("read_arrived", self._keys.whole_items, [word for row in asked for word in row])
+        return [self._read(name, answer[3 * at : 3 * at + 3]) for at, (name, _) in enumerate(asked)]
 
     def _read(self, name: str, row: Sequence[Any]) -> Item | Exception:
+        """The item; one that has not come where it is waited for without its payload."""
         try:
             [item] = read_rows([name], row)
             return item or ItemNotFoundError(name, self._board.name)
         except InvalidInputError as error:  # it is torn: no reason to keep the others from theirs
             return error
+
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def _begin(self, start: str) -> None:
         self._read_from = start
@@ -146,34 +161,45 @@ class Arrivals:
         self._reader.add_done_callback(self._tell_end)
 
     async def _read_on(self, start: str) -> None:
-        """Read until nobody waits."""
-        disruptions = self._store.disruptions
-        while self._waiting:
-            few: list[bytes] = []
-            behind: tuple[Word, ...] = ()
-            if len(self._waiting) <= FEW:
-                few = list(self._waiting)
-                behind = self._store.words("read_arrived", self._keys.whole_items, self._looked_for())
+        """Read until everybody who waits was told."""
+        disruptions, at = self._store.disruptions, -inf
+        while waiting := self._untold():
+            words: list[Word] = [word for name, statuses in waiting.items() for word in (name, statuses)]
+            few = len(waiting) <= FEW
+            behind = self._store.words("read_arrived", self._keys.whole_items, words) if few else ()
             try:
                 page = await self._events.next_page(start, behind=behind)
             except UnavailableError as error:
                 log.warning("the log is not read, trying again", why=str(error))
+                self._look()
                 continue
             start = page.end
+            at = asyncio.get_running_loop().time() if len(page.entries) < PAGE else -inf
             if page.gap:
                 self._look()
-            for at, name in enumerate(few if page.answer else ()):
-                self._give(name, page.answer[3 * at : 3 * at + 3])
-            for _, fields in page.entries:
-                self._tell(fields)
-        self._read_to = _Place(start, asyncio.get_running_loop().time(), disruptions)
+            for nth, name in enumerate(waiting if page.answer else ()):
+                self._give(name, page.answer[3 * nth : 3 * nth + 3])
+            for entry_id, fields in page.entries:
+                self._tell(entry_id.decode(), fields)
+        self._read_to = _Place(start, at, disruptions)
         self._reader = None  # before the next one comes
+
+    def _untold(self) -> dict[bytes, bytes]:
+        """Items that somebody waits for who was not told, and where; one more than `FEW` at the most."""
+        found: dict[bytes, bytes] = {}
+        for name, all_of_item in self._waiting.items():
+            words = [each.words for each in all_of_item if not each.news.done()]
+            if words:
+                found[name] = b"".join(words)
+                if len(found) > FEW:
+                    break
+        return found
 
     def _look(self) -> None:
         """What happened while Redis was away may be missing in the log, as after a failover: everybody looks for himself."""
         for all_of_item in self._waiting.values():
             for each in all_of_item:
-                each.tell(False)
+                each.tell("")
 
     def _tell_end(self, reader: asyncio.Task[None]) -> None:
         """Reading ended, by an error that a repeat does not mend."""
@@ -187,35 +213,21 @@ class Arrivals:
                 if not each.news.done():
                     each.news.set_exception(error)
 
-    def _looked_for(self) -> list[bytes]:
-        """The arguments of ``read_arrived``."""
-        words = []
-        for name, all_of_item in self._waiting.items():
-            statuses = frozenset[bytes]().union(*(each.wanted for each in all_of_item))
-            words += [name, b"|" + b"|".join(statuses) + b"|"]
-        return words
-
     def _give(self, name: bytes, row: Sequence[Any]) -> None:
-        """Give an item that has come to those who wait for it there. Of one that is torn they hear when they look."""
+        """Give an item that has come to those who wait for it there. Of one that is gone or torn they hear when they look."""
         item = self._read(name.decode(), row)
         if isinstance(item, Item):
-            self._tell_those(name, item.status.encode(), item)
+            for each in self._waiting.get(name, ()):
+                if item.status.encode() in each.wanted:
+                    each.tell(item)
 
-    def _tell(self, fields: Mapping[bytes, bytes]) -> None:
+    def _tell(self, event: str, fields: Mapping[bytes, bytes]) -> None:
         """Tell those who wait for one of the items in an entry."""
         _, _, status = fields.get(b"to", b"").partition(b"/")
         status = status.partition(b"/")[0]
         for row in fields.get(b"items", b"").split(b","):
-            name = row.partition(b" ")[0]
-            if name not in self._waiting:
-                continue
-            if status:
-                self._tell_those(name, status, True)
-            else:  # it was deleted
-                for each in self._waiting[name]:
-                    each.tell(False)
-
-    def _tell_those(self, name: bytes, status: bytes, news: Item | Literal[True]) -> None:
-        for each in [each for each in self._waiting.get(name, ()) if status in each.wanted]:
-            each.tell(news)
-            self._leave(name, each)
+            for each in self._waiting.get(row.partition(b" ")[0], ()):
+                if status in each.wanted:
+                    each.tell(event)
+                elif not status:  # it was deleted
+                    each.tell("")

@@ -186,7 +186,7 @@ class EventLog:
             StoreUnavailableError: Redis has been away for longer than calls are repeated.
         """
         try:
-            entries, answer = await self._store.next_entries(self._keys.events, start, WAIT_S, behind=behind)
+            entries, answer = await self._store.next_entries(self._keys.events, start, WAIT_S, behind=behind, most=PAGE)
         except UnavailableError:
             newest = await self.last_id()  # a read that is repeated waits for Redis to come back
             return Page([], None, min(start, newest, key=place_in_log), gap=True)

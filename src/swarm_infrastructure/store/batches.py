@@ -64,6 +64,17 @@ class Batches(Generic[Request, Answer]):
         while self._senders:
             await asyncio.wait(self._senders)
 
+    async def cancel(self) -> None:
+        """Give up what was given to `send` and has no answer; whoever waits for it is cancelled."""
+        for _, answer in self._waiting:
+            answer.cancel()
+        self._waiting.clear()
+        senders = list(self._senders)
+        for sender in senders:
+            sender.cancel()
+        await asyncio.gather(*senders, return_exceptions=True)
+        self._gathering, self._sending = False, 0  # some of them had not begun
+
     async def _send_all(self) -> None:
         self._gathering = False  # this is the next turn of the loop: the requests of the last one have joined
         try:
@@ -77,6 +88,10 @@ class Batches(Generic[Request, Answer]):
         answers: Sequence[Answer | Exception]
         try:
             answers = await self._send([request for request, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
         except Exception as error:
             if not isinstance(error, SwarmError):
                 log.error("a batch could not be sent", batch=self._name, requests=len(batch), exc_info=True)

@@ -380,7 +380,7 @@ class Store:
         return None if found is None else (str(found[0].decode()), found[1])
 
     async def next_entries(
-        self, stream: str, after: str, timeout_s: float, *, behind: Sequence[Word] = (), most: int = 1000
+        self, stream: str, after: str, timeout_s: float, *, most: int, behind: Sequence[Word] = ()
     ) -> tuple[list[tuple[bytes, dict[bytes, bytes]]], Any]:
         """Block until *stream* has entries behind the id *after*, at most *timeout_s*; the first of them, or [].
 
@@ -388,9 +388,9 @@ class Store:
             stream: its key.
             after: an id.
             timeout_s: how long to wait.
+            most: entries at once.
             behind: a command (see `words`) that waits in Redis until then, on the stream's slot; its answer is the second
                 of what is returned, None if it is an error.
-            most: entries at once.
 
         Raises:
             StoreUnavailableError: Redis is gone; wait before the next try.

@@ -14,6 +14,7 @@ import random as chance
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 
 import structlog
 
@@ -28,9 +29,7 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 30.0  # how long an idle agent trusts the doorbell; a lost ring costs this much latency and no work
 STOPPED_S = 0.5  # how soon who may not claim looks whether it may again: a raised budget resumes within a second
-EMPTY_S = (
-    0.02  # how long lanes that were found empty are taken for empty: who comes meanwhile waits for the doorbell at once
-)
+EMPTY_S = 0.02  # how long lanes that were found empty are taken for that: who comes meanwhile waits for the doorbell
 LEAVE_S = 1.0  # how long who goes away waits for its claim to end
 WAKE_S = 5.0  # how long the own bell rings for a claim that has ended already
 
@@ -61,6 +60,7 @@ class _Queue:
         None  #: on the loop's clock: when the next lease or delay of these lanes ends, if one was known
     )
     empty_until: float = 0.0  #: on the loop's clock: so long they are taken for empty
+    look_at: float = inf  #: on the loop's clock: when those who don't listen ask again
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     closing: bool = False
@@ -168,11 +168,11 @@ class WaitingRoom:
     async def _serve(self, queue: _Queue) -> None:
         while not queue.closing:
             queue.changed.clear()
+            if queue.empty_until > asyncio.get_running_loop().time():
+                for each in queue.waiting:  # but who was stopped is not listened for before he has asked
+                    each.asked = each.asked or not each.stopped
             new = [each for each in queue.waiting if not each.asked]
-            if new and queue.empty_until > asyncio.get_running_loop().time():
-                for each in new:
-                    each.asked = True
-            elif new:
+            if new:
                 await self._deal(queue, new, None)
             if queue.claim is not None and queue.claim.done():
                 ended, queue.claim, queue.listening = queue.claim, None, []
@@ -206,15 +206,19 @@ class WaitingRoom:
         """Wait for somebody new, for the end of the claim that waits, or until those who don't listen should ask again."""
         idle = [each for each in queue.waiting if each not in queue.listening]
         if not idle:
+            queue.look_at = inf
             await queue.changed.wait()
             return
         patience_s = self._patience_s(queue)
         if any(each.stopped for each in idle):
             patience_s = min(patience_s, STOPPED_S)
+        now = asyncio.get_running_loop().time()
+        queue.look_at = min(queue.look_at, now + patience_s)  # others who come and go don't put it off
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout_at(queue.look_at):
                 await queue.changed.wait()
         except TimeoutError:
+            queue.look_at = inf
             for each in idle:
                 each.asked = False
 
