@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 LANES_PER_CALL = 50
 IDLE_EVERY_S = 60.0  # where nothing is done
-LONGER = 4  # times the pause before, after a round in which nothing was done: two more rounds, and it is a minute
+LONGER = 12  # times the pause before, after a round in which nothing was done: one more such round, and it is a minute
 FORGET_AFTER_S = 24 * 3600  # long enough to see in the morning what died at night
 
 
