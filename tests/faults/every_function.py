@@ -75,7 +75,7 @@ async def _items(board: Blackboard) -> None:
     await board.hand_back(back.claim)
     held = await desk.claim_item("i5", "a2", role="worker")
     assert held
-    await Steps(board.store, board.keys).record(held.claim, "draft", b'"text"')  # record_step
+    await Steps(board.store, board.keys).record(held.item.id, "draft", b'"text"', claim=held.claim)  # record_step
     checkpoints = Checkpoints(board)
     await checkpoints.create("i5", "drafted", {"n": 1}, claim=held.claim)  # keep_checkpoint
     await checkpoints.list("i5")  # read_checkpoints

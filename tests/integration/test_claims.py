@@ -518,10 +518,10 @@ async def test_redis_refuses_claims_from_a_lane_that_is_not_ready(board: Blackbo
     keys, quarantine = board.keys.lane(lane), board.keys.lane(f"{lane.split('/')[0]}/quarantined/")
     lanes = [keys.line, keys.timed, keys.bell, quarantine.line]
 
-    assert await board.store.call("claim", [*good.keys[:10], *lanes], good.args) == [b"place", lane.encode()]
-    answer = await board.store.call("claim_item", [*good.keys[:10], *lanes], ["a", "w", "", 30000, "r"])
+    assert await board.store.call("claim", [*good.keys[:12], *lanes], good.args) == [b"place", lane.encode()]
+    answer = await board.store.call("claim_item", [*good.keys[:12], *lanes], ["a", "w", "", 30000, "r"])
     assert answer == [b"lane", b"jobs/done/"]
-    reaped = [*(good.keys[n] for n in (0, 1, 3, 4, 7, 9)), *lanes]
+    reaped = [*(good.keys[n] for n in (0, 1, 3, 4, 7, 9, 10, 11)), *lanes]
     assert await board.store.call("reap", reaped, [50]) == [b"place", lane.encode()]
     assert await snapshot(board.store) == before
 
@@ -534,12 +534,12 @@ async def test_redis_refuses_a_quarantine_that_is_not_the_lanes_own(
     await given_item(board, "a")
     await board.claim("jobs", "w", lease_s=1)
     await clock.advance(s=2)
-    keys = [*tape.last("claim").keys[:13], board.keys.lane(quarantine).line]
+    keys = [*tape.last("claim").keys[:15], board.keys.lane(quarantine).line]
     before = await snapshot(board.store)
 
     assert await board.store.call("claim", keys, ["r", 30000, "w2", "", 1, 0]) == [b"place", WAITING.encode()]
     assert (await board.store.call("claim_item", keys, ["a", "w2", "", 30000, "r"]))[0] == b"lane"
-    reaped = [*(keys[n] for n in (0, 1, 3, 4, 7, 9)), *keys[10:]]
+    reaped = [*(keys[n] for n in (0, 1, 3, 4, 7, 9, 10, 11)), *keys[12:]]
     assert await board.store.call("reap", reaped, [50]) == [b"place", WAITING.encode()]
     assert await snapshot(board.store) == before
 

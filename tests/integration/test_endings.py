@@ -21,6 +21,8 @@ from swarm_infrastructure.errors import (
     UnknownSectionError,
     WrongStatusError,
 )
+from swarm_infrastructure.failure_recovery import FailureType
+from swarm_infrastructure.failure_recovery.failures import Failures
 from swarm_infrastructure.testing import ManualClock
 
 PIPELINE = Board(  # one line of work with a retry status, a second attempt elsewhere and two ways out
@@ -265,6 +267,45 @@ async def test_an_item_is_quarantined_by_exactly_its_last_crash(pipeline: Blackb
     assert await counters(pipeline) == ("quarantined", 2, 2)
     assert [error["agent"] for error in await pipeline.errors("a")] == ["w0", "w1"]
     assert (await pipeline.history("a"))[-1].kind == "quarantined"
+
+
+@pytest.mark.parametrize("taken_back_by", ["reap", "claim", "claim_item"])
+async def test_each_crash_is_among_the_failures_and_what_wears_out_waits_for_a_person(
+    pipeline: Blackboard, taken_back_by: str
+) -> None:
+    failures, clock = Failures(pipeline.store, pipeline.keys), clock_of(pipeline)
+    await given_item(pipeline, "a")
+    for agent in ("w0", "w1"):
+        assert await failures.escalations() == []
+        await pipeline.claim("draft", agent)
+        await clock.advance(s=31)
+        match taken_back_by:
+            case "reap":
+                await pipeline.claims.reap(["draft/new/"])
+            case "claim" if agent == "w1":
+                assert not await pipeline.claim("draft", "w2")
+            case "claim_item" if agent == "w1":
+                assert await pipeline.claims.claim_item("a", "w2", lanes=("draft/new/",)) is None
+
+    [told] = await failures.escalations()
+    assert (told.task_id, told.agent_id, told.type) == ("a", "w1", FailureType.AGENT_CRASH)
+    assert told.why.startswith("quarantined (crashes): the lease ran out")
+    assert [(each.task_id, each.agent_id, each.type) for each in await failures.history()] == [
+        ("a", "w1", FailureType.AGENT_CRASH), ("a", "w0", FailureType.AGENT_CRASH),
+    ]  # fmt: skip
+
+
+async def test_a_task_that_waits_for_a_person_already_keeps_the_time_of_the_first_word(pipeline: Blackboard) -> None:
+    failures = Failures(pipeline.store, pipeline.keys)
+    first = await failures.escalate("a", 'somebody said "at_ms":1', at_ms=2)
+    await given_claim(pipeline, "a")
+    await clock_of(pipeline).advance(s=31)
+    await given_claim(pipeline, "a")
+    await clock_of(pipeline).advance(s=31)
+    await pipeline.claims.reap(["draft/new/"])
+
+    [told] = await failures.escalations()
+    assert (told.at_ms, told.type) == (first.at_ms, FailureType.AGENT_CRASH)
 
 
 async def test_a_lease_that_ends_on_the_last_attempt_quarantines_too(open_board: OpenBoard) -> None:

@@ -47,7 +47,10 @@ class ClaimDesk:
         self._clock = (0.0, 0)  # this process' monotonic clock, and Redis' (ms) at that time or later
         self._claim_keys = [
             keys.rules, keys.items, keys.payloads, keys.events, keys.counts,
-            keys.fence, keys.gates, keys.held, keys.receipts, keys.errors,
+            keys.fence, keys.gates, keys.held, keys.receipts, keys.errors, keys.failures, keys.escalations,
+        ]  # fmt: skip
+        self._reap_keys = [
+            keys.rules, keys.items, keys.events, keys.counts, keys.held, keys.errors, keys.failures, keys.escalations,
         ]  # fmt: skip
 
     # -- lanes ------------------------------------------------------------------------------------------------------
@@ -343,10 +346,9 @@ class ClaimDesk:
 
     async def reap(self, lanes: Sequence[str], *, most: int = 50) -> int:
         """Take back what ran out in *lanes*; returns how many leases ended. Every claim does this for its own lanes."""
-        keys = self._keys
         answer = await self._store.call(
             "reap",
-            [keys.rules, keys.items, keys.events, keys.counts, keys.held, keys.errors, *self._keys_of(lanes)],
+            [*self._reap_keys, *self._keys_of(lanes)],
             [most],
         )
         match answer:

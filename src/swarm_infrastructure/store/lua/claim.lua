@@ -1,7 +1,7 @@
 -- claim: give agents the sole right to work on ready items until a lease ends; n items are one call, so are n agents.
 -- Takes back what ran out first, so that recovery needs no leader and no traffic.
 -- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 fence  7 gates  8 held  9 receipts  10 errors
---          then per lane: line, timed, bell, quarantine
+--          11 failures  12 escalations, then per lane: line, timed, bell, quarantine
 -- ARGV     1 request  2 lease_ms (> 0)  then per agent: id, role, wanted (1-500), most claims it may hold ('0': any number)
 -- Returns  {'claimed', token, lease_ends_ms, now_ms, due_ms, per agent: {id, record, payload, …} or why it may not claim}
 --          due_ms: when the next lease or delay of these lanes ends, '' if none
@@ -152,12 +152,13 @@ local function read_taken(context, ids, from, only)
 end
 
 local function claim(keys, argv)
-  local request, lanes = argv[1], read_lanes(keys, 11)
+  local request, lanes = argv[1], read_lanes(keys, 13)
   local unfit, now_us, now_ms = read_claimables(keys[1], lanes)
   if unfit then return { 'place', unfit.parts.name } end -- guard: claim_place
   local context = {
     items = keys[2], payloads = keys[3], events = keys[4], counts = keys[5], gates = keys[7], held = keys[8],
-    receipts = keys[9], errors = keys[10], rules = { board = keys[1] }, now_ms = now_ms, lapsed = nil, states = nil,
+    receipts = keys[9], errors = keys[10], failures = keys[11], escalations = keys[12], rules = { board = keys[1] }, now_ms = now_ms,
+    lapsed = nil, states = nil,
   }
   local ends_ms, now_text = now_ms + tonumber(argv[2]), whole(now_ms)
   local ends_text = whole(ends_ms)

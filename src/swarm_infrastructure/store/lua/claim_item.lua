@@ -1,6 +1,6 @@
 -- claim_item: give an agent the sole right to work on one item that it names.
 -- KEYS     1 board  2 items  3 payloads  4 events  5 counts  6 fence  7 gates  8 held  9 receipts  10 errors
---          then per lane the item may be in: line, timed, bell, quarantine
+--          11 failures  12 escalations, then per lane the item may be in: line, timed, bell, quarantine
 -- ARGV     1 item  2 agent  3 role  4 lease_ms (> 0)  5 request  6 '1': also if it waits for its time
 -- Returns  {'claimed', token, lease_ends_ms, record, payload}   {'held', holder}   {'lane', lane}: not ready
 --          {'delayed', due_ms}   {'gate', reason}   {'missing'}
@@ -8,10 +8,10 @@
 local function claim_item(keys, argv)
   local context = {
     items = keys[2], payloads = keys[3], events = keys[4], counts = keys[5], gates = keys[7], held = keys[8],
-    receipts = keys[9], errors = keys[10], rules = { board = keys[1] },
+    receipts = keys[9], errors = keys[10], failures = keys[11], escalations = keys[12], rules = { board = keys[1] },
   }
   local id, agent, role, lease_ms, request = argv[1], argv[2], argv[3], tonumber(argv[4]), argv[5]
-  local lanes = read_lanes(keys, 11)
+  local lanes = read_lanes(keys, 13)
   local _, now_us, now_ms = read_claimables(keys[1], lanes)
   context.now_ms = now_ms
   local gate = gates_of(context.gates, { { id = agent, role = role } }, now_ms)[1]

@@ -53,7 +53,7 @@ local function end_lease(changes, context, lane, id, record, ended_ms)
   put_in(changes, line, score_of(record.priority, record.seq), id, bell)
   count(changes, context.held, agent, -1)
   change(changes, id, record, kind, from, lane_of(record), agent, token, why and 'lease ended (' .. why .. ')' or 'lease ended', '')
-  context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms }
+  context.lapsed[#context.lapsed + 1] = { id = id, agent = agent, token = token, late_ms = context.now_ms - ended_ms, why = why }
 end
 
 -- read_due: when the first lease or delay of a lane ends, nil if there is none.
@@ -82,6 +82,26 @@ local function take_back(changes, context, lane, limit)
   return #due
 end
 
+-- remember_lapse: a lease ended: the item's errors say so, and the board's failures; what wore out waits for a person. The rows
+-- are those of failures.py. Names need no escaping: a board takes none that would.
+local MOST_FAILURES = 1000
+
+local function remember_lapse(context, row)
+  local now_text, error = whole(context.now_ms), 'the lease ran out: the agent crashed, froze or was cut off'
+  remember_error(context.errors, row.id, string.format(
+    '{"at_ms":%s,"late_ms":%s,"kind":"lease_ended","agent":"%s","token":"%s","error":"%s"}',
+    now_text, whole(row.late_ms), row.agent, row.token, error))
+  redis.call('XADD', context.failures, 'MAXLEN', '~', MOST_FAILURES, '*', 'row', string.format(
+    '{"id":"lease-%s-%s","type":"agent_crash","agent_id":"%s","task_id":"%s","error":"%s"}',
+    row.token, row.id, row.agent, row.id, error))
+  if row.why then
+    local before = redis.call('HGET', context.escalations, row.id)
+    redis.call('HSET', context.escalations, row.id, string.format(
+      '{"task_id":"%s","why":"quarantined (%s): %s","at_ms":%s,"agent_id":"%s","type":"agent_crash","facts":{}}',
+      row.id, row.why, error, before and match(before, '"at_ms":(%d+)') or now_text, row.agent))
+  end
+end
+
 -- reap: take back what ran out in these lanes, at most `limit` items. Writes, and most often has no reason to.
 -- Returns how many leases ended, and when the next lease or delay ends, nil if there is none.
 local function reap(context, lanes, limit)
@@ -96,11 +116,7 @@ local function reap(context, lanes, limit)
     end
   end
   if changes then write_changes(changes) end
-  for _, row in ipairs(context.lapsed or {}) do
-    remember_error(context.errors, row.id, string.format(
-      '{"at_ms":%.0f,"late_ms":%.0f,"kind":"lease_ended","agent":"%s","token":"%s","error":"the lease ran out: the agent crashed, froze or was cut off"}',
-      context.now_ms, row.late_ms, row.agent, row.token))
-  end
+  for _, row in ipairs(context.lapsed or {}) do remember_lapse(context, row) end
   for i = 1, #lanes do
     local due_ms = lanes[i].due_ms
     if due_ms and due_ms <= context.now_ms then due_ms = read_due(lanes[i]) end -- what was due is gone
