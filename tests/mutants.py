@@ -211,6 +211,11 @@ DETAILS = {
     "end_crash_counted": ("60_claims.lua", CRASH, "local _"),
     "claim_attempt_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.attempts, 1)", "state.attempts")),
     "claim_version_counted": ("60_claims.lua", CLAIMED, CLAIMED.replace("plus(state.version, 1)", "state.version")),
+    "reap_failure_told": ("60_claims.lua", "redis.call('XADD', context.failures", "type('XADD', context.failures"),
+    "reap_escalates": ("60_claims.lua", "  if row.why then", "  if false then"),
+    "reap_escalates_worn_out_only": ("60_claims.lua", "  if row.why then", "  if true then"),
+    "reap_first_word": ("60_claims.lua", "before and match(before, '\"at_ms\":(%d+)') or now_text", "now_text"),
+    "step_of_others": ("record_step.lua", "if argv[2] ~= '' then", "if true then"),
     "reap_version_counted": ("60_claims.lua", f"{CRASH}\n  {VERSION}", CRASH),
     "end_version_counted": (
         "end_claims.lua",

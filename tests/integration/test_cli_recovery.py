@@ -15,6 +15,8 @@ from swarm_infrastructure.failure_recovery import FailureRecovery
 from swarm_infrastructure.failure_recovery.steps import step_key
 from swarm_infrastructure.store import Store
 
+pytestmark = pytest.mark.any_server
+
 __all__ = ["on_redis", "swarm"]  # fixtures
 
 
@@ -95,7 +97,7 @@ def test_steps_are_shown_and_an_item_is_replayed_from_one(swarm: Swarm, on_redis
     async def work(board: Blackboard, recovery: FailureRecovery) -> None:
         await board.submit(Submission(id="a", section="jobs", payload={"n": 1}))
         [claimed] = await board.claim("jobs", "ada")
-        await recovery.steps.record(claimed.claim, step_key("draft", [], {}), b'{"text":"hi"}')
+        await recovery.steps.record(claimed.item.id, step_key("draft", [], {}), b'{"text":"hi"}', claim=claimed.claim)
         await board.complete(claimed.claim)
 
     given(on_redis, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -127,6 +128,13 @@ async def test_who_has_lost_the_item_cannot_record(swarm: SwarmInfrastructure) -
     assert await swarm.failure_recovery.steps.list("a") == []
 
 
+async def test_who_holds_no_claim_records_beside_the_holder_and_without_a_stage(swarm: SwarmInfrastructure) -> None:
+    work, steps = await given_work(swarm), swarm.failure_recovery.steps
+    assert await steps.record("a", "judged:1", b'"fine"', claim=None) == b'"fine"'
+    assert await steps.record("a", "judged:1", b'"other"', claim=work.claim) == b'"fine"'
+    assert [(each.name, each.stage, each.token) for each in await steps.list("a")] == [("judged", "", 0)]
+
+
 async def test_a_lease_that_ran_out_is_lost_also_if_nobody_took_the_item_yet(swarm: SwarmInfrastructure) -> None:
     work = await given_work(swarm)
     await crashed(swarm, work)
@@ -160,6 +168,47 @@ async def test_of_two_that_do_a_step_at_once_both_get_the_first_record(swarm: Sw
     assert await tape.again(sent) == sent.answer  # a lost reply
     other = type(sent)(sent.function, sent.keys, [*sent.args[:4], b'"other"', *sent.args[5:]], None)
     assert await tape.again(other) == sent.answer
+
+
+async def test_of_two_calls_of_a_step_at_once_one_takes_the_record_of_the_other(swarm: SwarmInfrastructure) -> None:
+    work, begun, calls = await given_work(swarm), asyncio.Event(), list[str]()
+
+    async def render(text: str) -> str:
+        calls.append(text)
+        begun.set()
+        await swarm.blackboard.store.command("PING")  # others could go on meanwhile
+        return text.upper()
+
+    first = asyncio.create_task(work.step("render", render, "a"))
+    await begun.wait()
+    answers = await asyncio.gather(first, *(work.step("render", render, text) for text in ("a", "b", "a")))
+    assert (answers, sorted(calls)) == (["A", "A", "B", "A"], ["a", "b"])
+
+
+async def test_who_waits_for_a_step_that_fails_does_it_itself(swarm: SwarmInfrastructure) -> None:
+    work, calls = await given_work(swarm), list[int]()
+
+    async def render() -> int:
+        calls.append(1)
+        await swarm.blackboard.store.command("PING")
+        if len(calls) == 1:
+            raise ValueError("no")
+        return len(calls)
+
+    failed, done = await asyncio.gather(
+        work.step("render", render), work.step("render", render), return_exceptions=True
+    )
+    assert (str(failed), done) == ("no", 2)
+
+
+async def test_a_step_within_a_step_of_the_same_name_does_not_wait_for_it(swarm: SwarmInfrastructure) -> None:
+    work = await given_work(swarm)
+
+    async def outer() -> str:
+        return f"around {await work.step('draft', lambda: 'inner')}"
+
+    async with asyncio.timeout(10):
+        assert await work.step("draft", outer) == "inner"  # it was on record first
 
 
 async def test_the_outside_world_gets_the_same_key_in_every_attempt(swarm: SwarmInfrastructure) -> None:
@@ -300,7 +349,7 @@ async def test_not_even_a_forged_record_of_a_replay_is_written(swarm: SwarmInfra
     claimed = await swarm.blackboard.claims.claim_item(copy_id, "bob")
     assert claimed is not None
     with pytest.raises(ReplayError):
-        await swarm.failure_recovery.steps.record(claimed.claim, "other:1", b"1")
+        await swarm.failure_recovery.steps.record(claimed.item.id, "other:1", b"1", claim=claimed.claim)
 
 
 async def test_an_item_at_work_does_not_become_a_replay(swarm: SwarmInfrastructure) -> None:
@@ -360,11 +409,11 @@ async def test_what_was_done_is_recorded_also_if_redis_comes_back_late(
     work, draft, steps = await given_work(swarm), Counter(), swarm.failure_recovery.steps
     record, refusals = steps.record, [1, 2]
 
-    async def late(*args: Any) -> bytes:
+    async def late(*args: Any, **more: Any) -> bytes:
         if refusals:
             refusals.pop()
             raise StoreUnavailableError("here", "it is away")
-        return await record(*args)
+        return await record(*args, **more)
 
     monkeypatch.setattr(steps, "record", late)
     assert await work.step("draft", draft) == {"n": 1, "of": []}

@@ -135,6 +135,17 @@ async def test_asked_again_after_a_crash_the_answer_comes_from_the_record_and_co
         assert await spent(swarm) == Prices().cost("gpt-6.1-terra", HUNDRED)
 
 
+@pytest.mark.parametrize("cache_s", [0.0, 3600.0])
+async def test_of_two_who_ask_the_same_for_an_item_at_once_one_pays(open_swarm: Open, cache_s: float) -> None:
+    model = FakeLLM(["1", "2"], usage=HUNDRED)
+    async with open_swarm(model) as swarm:
+        work = await given_work(swarm)
+        answers = await asyncio.gather(*(work.ask("content_analysis", "Judge.", cache_s=cache_s) for _ in range(3)))
+
+        assert [(each.text, each.recorded) for each in answers] == [("1", False), ("1", True), ("1", True)]
+        assert await spent(swarm) == Prices().cost("gpt-6.1-terra", HUNDRED)
+
+
 async def test_another_question_and_another_step_are_asked_anew(open_swarm: Open) -> None:
     model = FakeLLM(["1", "2", "3"], usage=HUNDRED)
     async with open_swarm(model) as swarm:

@@ -216,6 +216,57 @@ async def test_what_is_recorded_is_not_asked_again(open_swarm: Open) -> None:
         assert PROMPTS[0] not in (model.requests[1].prompt or "")
 
 
+async def test_the_same_question_about_an_item_is_one_part_however_often_it_is_asked(open_swarm: Open) -> None:
+    model = FakeLLM([parts(1, 2)], usage=USAGE)
+    async with open_swarm(model) as swarm:
+        one, two = await given_works(swarm, "a", "b")
+        same = {"schema": Verdict, "max_output_tokens": 200}
+        answered, alone = await asyncio.gather(
+            together([one, one, two], [PROMPTS[0], PROMPTS[0], PROMPTS[1]]),
+            one.ask("content_analysis", PROMPTS[0], **same),
+        )
+        assert [(each.parsed.score, each.recorded) for each in [*answered, alone]] == [
+            (1, False), (1, True), (2, False), (1, True),
+        ]  # fmt: skip
+        assert await spent(swarm) == BILL
+
+
+async def test_two_common_calls_at_once_for_the_same_items_are_one(open_swarm: Open) -> None:
+    model = FakeLLM([parts(1, 2, 3)], usage=USAGE)
+    async with open_swarm(model) as swarm:
+        works = await given_works(swarm)
+        async with asyncio.timeout(10):
+            first, second = await asyncio.gather(together(works), together(works[::-1], PROMPTS[::-1]))
+        assert [each.parsed for each in first] == [each.parsed for each in second[::-1]]
+        assert (len(model.requests), await spent(swarm)) == (1, BILL)
+
+
+async def test_common_calls_that_overlap_do_not_wait_for_each_other_for_ever(open_swarm: Open) -> None:
+    begun, let = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: LLMRequest) -> dict[str, Any]:
+        if not begun.is_set():  # the third item's own question is under way while the others queue up
+            begun.set()
+            await let.wait()
+        return everything(request)
+
+    model = FunctionLLM(answer, usage=USAGE)
+    async with open_swarm(model) as swarm:
+        works = await given_works(swarm)
+        one, two, three = zip(works, PROMPTS, strict=True)
+        first = asyncio.create_task(works[2].ask("content_analysis", PROMPTS[2], schema=Verdict, max_output_tokens=200))
+        await begun.wait()
+        others = [
+            asyncio.create_task(together(*map(list, zip(*order, strict=True)))) for order in ((one, three, two), (two, one))
+        ]  # fmt: skip
+        for _ in range(10):
+            await asyncio.sleep(0)  # each of them has what it can have
+        let.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *others)
+        assert len(model.requests) == 2
+
+
 async def test_a_single_question_goes_the_ordinary_way(open_swarm: Open) -> None:
     model = FakeLLM([verdict(4)], usage=USAGE)
     async with open_swarm(model) as swarm:

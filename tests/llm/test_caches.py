@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -25,9 +26,10 @@ from swarm_infrastructure import (
     Work,
     job_board,
 )
+from swarm_infrastructure.agents.asking import ask
 from swarm_infrastructure.cost_manager import audit_money
 from swarm_infrastructure.cost_manager.ledger import ANSWER_S
-from swarm_infrastructure.errors import InvalidInputError
+from swarm_infrastructure.errors import ClaimLostError, InvalidInputError
 from swarm_infrastructure.keys import BoardKeys
 from swarm_infrastructure.llm import AnswerCache, EmbeddingCache, LLMRequest, LLMResult, ToolCall
 from swarm_infrastructure.store import Store
@@ -231,8 +233,34 @@ async def test_an_answer_that_another_item_paid_for_is_taken_at_no_cost_and_reco
         assert (answered.parsed, answered.recorded, answered.cost) == (paid.parsed, True, 0.0)
     assert len(model.requests) == 1
     assert (await desk.spent(), await desk.spent("task:b")) == (PRICE, 0)
-    store, keys = desk.swarm.blackboard.store, desk.swarm.blackboard.keys
+    store, keys, steps = desk.swarm.blackboard.store, desk.swarm.blackboard.keys, desk.swarm.failure_recovery.steps
     assert ANSWER_S * 1000 - 60_000 < await store.command("PTTL", keys.answers("b")) <= ANSWER_S * 1000
+    assert [(each.stage, each.token) for each in await steps.list("b")] == [(second.stage, second.token)]
+
+
+async def test_who_asks_for_an_item_that_others_hold_has_the_cached_answer_recorded_without_a_stage(
+    open_desk: Any,
+) -> None:
+    desk = await open_desk(FakeLLM(["1"], usage=HUNDRED))
+    first, second = await desk.works("a", "b")
+    await first.ask("content_analysis", "Judge.", cache_s=HOUR_S)
+    judge = SimpleNamespace(
+        swarm=desk.swarm, agent_id="eve", role="judge", item_id="b", key="b:debate", claim=None, check=second.check
+    )
+    taken = await ask(judge, "content_analysis", "Judge.", cache_s=HOUR_S)
+
+    assert (taken.text, taken.recorded) == ("1", True)
+    assert [(each.stage, each.token) for each in await desk.swarm.failure_recovery.steps.list("b")] == [("", 0)]
+
+
+async def test_an_answer_from_the_cache_is_not_recorded_for_an_item_that_is_lost(open_desk: Any) -> None:
+    desk = await open_desk(FakeLLM(["1"], usage=HUNDRED))
+    first, second = await desk.works("a", "b")
+    await first.ask("content_analysis", "Judge.", cache_s=HOUR_S)
+    await desk.swarm.blackboard.hand_back(second.claim)
+    with pytest.raises(ClaimLostError):
+        await second.ask("content_analysis", "Judge.", cache_s=HOUR_S)
+    assert await desk.swarm.failure_recovery.steps.list("b") == []
 
 
 async def test_without_a_word_about_it_every_item_asks_anew(open_desk: Any) -> None:

@@ -90,14 +90,8 @@ class Seat:
         return await ask(self, task_type, prompt, schema=schema, step=step, **more)
 
     @property
-    def stage(self) -> str:
-        """None of the item's: others hold it."""
-        return ""
-
-    @property
-    def token(self) -> int:
-        """0: there is no claim."""
-        return 0
+    def claim(self) -> None:
+        """There is none: others hold the item."""
 
 
 class Debater(BaseAgent):

@@ -33,16 +33,17 @@ async def run_step(
 ) -> Any:
     """See `Work.step`."""
     key, steps = step_key(name, args, kwargs), work.swarm.failure_recovery.steps
-    recorded = await steps.find(work.item_id, key)
-    if recorded is None:
-        work.check()  # nothing is done for a claim that is lost
-        given = dict(kwargs)
-        if "idempotency_key" not in given and _takes_key(function):
-            given["idempotency_key"] = f"{work.key}:{key}"
-        answer = function(*args, **given)
-        if inspect.isawaitable(answer):
-            answer = await answer
-        recorded = await _record(work, key, dump_answer(name, answer))
+    async with steps.alone(work.item_id, key):
+        recorded = await steps.find(work.item_id, key)
+        if recorded is None:
+            work.check()  # nothing is done for a claim that is lost
+            given = dict(kwargs)
+            if "idempotency_key" not in given and _takes_key(function):
+                given["idempotency_key"] = f"{work.key}:{key}"
+            answer = function(*args, **given)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            recorded = await _record(work, key, dump_answer(name, answer))
     return _read(name, recorded, schema)
 
 
@@ -50,7 +51,7 @@ async def _record(work: Work, key: str, answer: bytes) -> bytes:
     """Keep what was done, also if Redis comes back late: it is not done again while the claim holds."""
     while True:
         try:
-            return await work.swarm.failure_recovery.steps.record(work.claim, key, answer)
+            return await work.swarm.failure_recovery.steps.record(work.item_id, key, answer, claim=work.claim)
         except StoreUnavailableError as error:
             work.check()
             log.warning("a step is not recorded yet", item=work.item_id, step=key, why=str(error))

@@ -142,7 +142,7 @@ class Work:
         """Ask a model about this item, under every budget that it falls under, and pay at most once.
 
         The answer is recorded for the item before it is returned: asked again with the same arguments, also by another
-        worker after a crash, it comes from the record and costs nothing.
+        worker after a crash or by the same one at the same time, it comes from the record and costs nothing.
 
         Args:
             task_type: decides the tier (``TASK_TIER_MAPPING``) and stands in the ledger.
@@ -180,7 +180,8 @@ class Work:
 
         It is recorded under its name and the digest of its arguments, with the claim's token, before it is returned. If
         *function* takes an ``idempotency_key`` that is not given, it gets `step_key`, to pass to the outside world: between
-        its effect and the record a crash can still make it run twice, and two calls of the same step at once run both.
+        its effect and the record a crash can still make it run twice. Of two calls of the same step at once, one waits for
+        the other's record.
 
         Args:
             name: of the step.

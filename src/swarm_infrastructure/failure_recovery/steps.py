@@ -7,10 +7,14 @@ in the same place, written by the call that settles them (`Ledger.settle`).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import orjson
 from pydantic import BaseModel
@@ -27,6 +31,8 @@ __all__ = ["MAX_STEPS", "MAX_STEP_BYTES", "RecordedStep", "Steps", "dump_answer"
 MAX_STEP_BYTES = 1024 * 1024  # four times an item's payload; what is larger wants to be a file and a path
 MAX_STEPS = 3000  # fields of an item's record: about 1,500 steps
 REPLAYED, AT, INPUT = "@replay", "@at|", "@input|"
+Doing = tuple[int, str, str]  # a step that is being done: whose `Steps`, item, step
+_inside: ContextVar[frozenset[Doing]] = ContextVar("_inside", default=frozenset())  # what this task does, or is part of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,25 @@ class Steps:
 
     def __init__(self, store: Store, keys: BoardKeys) -> None:
         self._store, self._keys = store, keys
+        self._doing: WeakValueDictionary[Doing, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def alone(self, item_id: str, step: str) -> AsyncIterator[None]:
+        """Wait until nobody else in this process does this step of the item: who looks for its record then finds it.
+
+        What is done within a step and is called the same does not wait for it.
+        """
+        name = (id(self), item_id, step)
+        if name in _inside.get():
+            yield
+            return
+        doing = self._doing.setdefault(name, asyncio.Lock())
+        async with doing:
+            before = _inside.set(_inside.get() | {name})
+            try:
+                yield
+            finally:
+                _inside.reset(before)
 
     async def find(self, item_id: str, step: str) -> bytes | None:
         """What is on record for a step, or None.
@@ -63,8 +88,14 @@ class Steps:
             raise ReplayError(item_id, step)
         return found
 
-    async def record(self, claim: Claim, step: str, answer: bytes) -> bytes:
-        """Keep what a step came to. Returns the record that stands: the first one.
+    async def record(self, item_id: str, step: str, answer: bytes, *, claim: Claim | None) -> bytes:
+        """Keep what a step of an item came to. Returns the record that stands: the first one.
+
+        Args:
+            item_id: the item.
+            step: its name in the record, see `step_key`.
+            answer: JSON.
+            claim: on the item; None for one that others hold.
 
         Raises:
             ClaimLostError: the claim does not hold any more; nothing was written.
@@ -73,28 +104,31 @@ class Steps:
         """
         if len(answer) > MAX_STEP_BYTES:
             raise InvalidInputError(
-                f"answer of step {step!r} of item {claim.item_id!r}", found=f"{len(answer):,} bytes",
+                f"answer of step {step!r} of item {item_id!r}", found=f"{len(answer):,} bytes",
                 needed=f"at most {MAX_STEP_BYTES:,}", step="write it to a file and return where it is",
             )  # fmt: skip
         keys = self._keys
         found = await self._store.call(
             "record_step",
             [
-                keys.rules, keys.items, keys.payloads, keys.answers(claim.item_id), keys.gates,
-                keys.lane(claim.lane).timed,
+                keys.rules, keys.items, keys.payloads, keys.answers(item_id), keys.gates,
+                *([keys.lane(claim.lane).timed] if claim else []),
             ],
-            [claim.item_id, claim.token, claim.lane, step, answer, round(ANSWER_S * 1000), MAX_STEPS],
+            [
+                item_id, claim.token if claim else "", claim.lane if claim else "", step, answer, round(ANSWER_S * 1000),
+                MAX_STEPS,
+            ],
         )  # fmt: skip
         match found:
             case [b"recorded", stands]:
                 return bytes(stands)
-            case [b"lost", why]:
-                raise ClaimLostError(claim.item_id, claim.agent_id, claim.token, why.decode())
+            case [b"lost", why] if claim:
+                raise ClaimLostError(item_id, claim.agent_id, claim.token, why.decode())
             case [b"unrecorded"]:
-                raise ReplayError(claim.item_id, step)
+                raise ReplayError(item_id, step)
             case [b"full", fields]:
                 raise InvalidInputError(
-                    f"steps of item {claim.item_id!r}", found=f"{int(fields):,} fields on record",
+                    f"steps of item {item_id!r}", found=f"{int(fields):,} fields on record",
                     needed=f"fewer than {MAX_STEPS:,}", step="do more in one step",
                 )  # fmt: skip
             case _:

@@ -53,12 +53,13 @@ async def ask(
             model=name, schema=schema, system=system, max_output_tokens=max_output_tokens, **how, **more
         )
         part = Part.of(work, task_type, request, step=step, tier=chosen, tags=tags, named=model is not None)
-        if cache_s and (known := await part.known(cache_s)) is not None:
-            return known  # else the call that reserves looks the record up
-        request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}:{name}")
-        [result] = await Asking([part], task_type, retry, random or Random()).answers(request)
-        assert result is not None
-        return await part.answered(result, cache_s)
+        async with work.swarm.failure_recovery.steps.alone(work.item_id, part.step):
+            if cache_s and (known := await part.known(cache_s)) is not None:
+                return known  # else the call that reserves looks the record up
+            request = replace(request, idempotency_key=request.idempotency_key or f"{work.key}:{part.step}:{name}")
+            [result] = await Asking([part], task_type, retry, random or Random()).answers(request)
+            assert result is not None
+            return await part.answered(result, cache_s)
 
     async def ask_tier(chosen: LLMTier) -> Answered:
         names = [model] if model else work.swarm.models_for(chosen)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import orjson
 
-from ...blackboard.items import ANSWER_S
+from ...blackboard import Claim
 from ...cost_manager import LLMTier, Spender
 from ...errors import InvalidInputError
 from ...llm import AnswerCache, LLMRequest, LLMResult
@@ -42,12 +42,8 @@ class Asker(Protocol):
         """Names this stage of the item's life to the provider: the same in every attempt."""
 
     @property
-    def stage(self) -> str:
-        """The lane that the item was claimed from, "" for one that others hold."""
-
-    @property
-    def token(self) -> int:
-        """Of the claim on the item, 0 for one that others hold."""
+    def claim(self) -> Claim | None:
+        """On the item; None for one that others hold."""
 
     def check(self) -> None:
         """Raise if there is no point in asking any more."""
@@ -119,16 +115,13 @@ class Part:
     async def known(self, cache_s: float) -> Answered | None:
         """The answer that was paid for already: for this step or, within *cache_s*, for any item."""
         swarm, item_id = self.work.swarm, self.work.item_id
-        recorded = await swarm.failure_recovery.steps.find(item_id, self.step)
+        steps = swarm.failure_recovery.steps
+        recorded = await steps.find(item_id, self.step)
         if recorded is None and cache_s:
             cached = await answer_cache(swarm).get(self.request, max_age_s=cache_s)
             if cached is not None:
-                key = swarm.blackboard.keys.answers(item_id)
-                _, _, recorded = await swarm.blackboard.store.commands(
-                    ("HSETNX", key, self.step, orjson.dumps(cached.as_dict())),
-                    ("PEXPIRE", key, round(ANSWER_S * 1000)),
-                    ("HGET", key, self.step),  # the first record stands
-                )
+                answer = orjson.dumps(cached.as_dict())
+                recorded = await steps.record(item_id, self.step, answer, claim=self.work.claim)
         return None if recorded is None else Answered(self.read(recorded), self.cost / 1e9, recorded=True)
 
     def read(self, recorded: bytes) -> LLMResult:

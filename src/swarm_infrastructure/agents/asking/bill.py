@@ -88,9 +88,10 @@ class Bill:
             answer = answers[at] if answers else None
             record: dict[str, Any] = {}
             if answer is not None:
+                claim = part.work.claim
                 record = {
                     "item_id": part.work.item_id, "step": part.step, "answer": orjson.dumps(answer.as_dict()),
-                    "stage": part.work.stage, "token": part.work.token,
+                    "stage": claim.lane if claim else "", "token": claim.token if claim else 0,
                 }  # fmt: skip
             booked.append(share.settle(used, usd=usd, facts=facts, **record))
             part.cost += usd

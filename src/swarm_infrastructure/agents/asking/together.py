@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
@@ -120,7 +121,16 @@ async def ask_together(
             parts[at] = Part.of(
                 works[at], task_type, request, step=step, tier=chosen, tags=tags, named=model is not None, cost=before
             )
-        left = {at: part for at, part in parts.items() if at not in done}
+        first: dict[tuple[str, str], int] = {}  # by item and step: the others of it find the record afterwards
+        for at, part in parts.items():
+            if at not in done:
+                first.setdefault((part.work.item_id, part.step), at)
+        async with AsyncExitStack() as alone:
+            for item_and_step in sorted(first):  # all in one order: none waits for one who waits for it
+                await alone.enter_async_context(works[0].swarm.failure_recovery.steps.alone(*item_and_step))
+            await ask_parts(chosen, name, {at: parts[at] for at in first.values()})
+
+    async def ask_parts(chosen: LLMTier, name: str, left: dict[int, Part]) -> None:
         found = await asyncio.gather(*(part.known(cache_s) for part in left.values()), return_exceptions=True)
         for at, known in zip(left, found, strict=True):
             if isinstance(known, BaseException) and not (return_exceptions and isinstance(known, RefusedError)):
