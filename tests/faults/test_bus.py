@@ -21,7 +21,7 @@ from swarm_infrastructure.errors import DeliveryLostError, UnavailableError
 from swarm_infrastructure.message_bus import Hub, Message, MessageBus, MessageType, TaskMessage, TaskQueues, Topics
 from swarm_infrastructure.store import Store
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.any_server]
 PROCESSES, AGENTS, NOTES = 4, 50, 10_000
 STOP_WITHIN_S = 0.25
 QUEUE_LEASE_S = 2.0

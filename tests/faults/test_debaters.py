@@ -20,6 +20,8 @@ from swarm_infrastructure.consensus import DebateOutcome, Debates, audit_debates
 from swarm_infrastructure.keys import BoardKeys
 from swarm_infrastructure.store import Store
 
+pytestmark = pytest.mark.any_server
+
 VOTERS = [f"debater_{n}" for n in range(1, 6)]
 Start = Callable[..., Awaitable[Process]]
 

@@ -10,7 +10,7 @@ from arena import LONG, SEED, Arena, spread
 from lab import until
 from proxy import Proxy
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.any_server]
 PROCESSES, AGENTS = 5, 100
 LEASE_S = 30.0  # the default: how often an idle process looks by itself follows from it
 CLAIMS_PER_ITEM = 2

@@ -19,7 +19,7 @@ from lab import ROOT, until
 
 from swarm_infrastructure import Blackboard
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.any_server]
 NEWS_ROUNDS = ROUNDS // 2 if ROUNDS < 20 else ROUNDS  # a round takes half a minute
 NEWS_LEASE_S = 4.0  # the news swarm computes: on a busy machine its loop may stand still for half a second
 

@@ -16,7 +16,7 @@ from nursery import Nursery
 
 from swarm_infrastructure.failure_recovery import Breakers, Checkpoints
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.any_server]
 KILLS = 1000 if LONG else 25
 CALLERS = 16
 DOWN_S = 10.0 if LONG else 3.0

@@ -34,7 +34,7 @@ from swarm_infrastructure.cost_manager.ledger import OPEN_S
 from swarm_infrastructure.errors import BudgetExceededError
 from swarm_infrastructure.keys import BoardKeys
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.any_server]
 ROUNDS = int(os.environ.get("SWARM_FAULT_ROUNDS", "1"))
 PROCESSES, TASKS_EACH = 8, 32
 CAP_USD = 3.00

@@ -31,6 +31,8 @@ from swarm_infrastructure.store import Store
 from swarm_infrastructure.store.embedded import EmbeddedServer
 from swarm_infrastructure.testing import RedisServer
 
+pytestmark = pytest.mark.any_server
+
 BOARD = job_board("tasks", "jobs", "mail", max_attempts=2)
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 READING = [

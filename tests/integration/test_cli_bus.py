@@ -16,6 +16,8 @@ from swarm_infrastructure.message_bus import Channels, Hub, MessageBus, TaskMess
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
 
+pytestmark = pytest.mark.any_server
+
 QUEUE = Channels.QUEUE_PRODUCTION
 Swarm = Callable[..., tuple[int, str, str]]
 

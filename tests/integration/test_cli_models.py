@@ -12,6 +12,8 @@ import pytest
 from swarm_infrastructure.cli import main
 from swarm_infrastructure.config import Settings
 
+pytestmark = pytest.mark.any_server
+
 
 @pytest.fixture(autouse=True)
 def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -15,6 +15,8 @@ from swarm_infrastructure.cli import main
 from swarm_infrastructure.store import Store
 from swarm_infrastructure.testing import RedisServer
 
+pytestmark = pytest.mark.any_server
+
 Swarm = Callable[..., tuple[int, str, str]]
 OnBoard = Callable[[Callable[[Blackboard], Awaitable[Any]]], Any]
 

@@ -26,6 +26,8 @@ from swarm_infrastructure.errors import ConfigurationError, ServerUnfitError, St
 from swarm_infrastructure.store import embedded
 from swarm_infrastructure.store.embedded import EmbeddedServer, binary_on_path, bundled_binary, locate
 
+pytestmark = pytest.mark.any_server
+
 # A process that uses a server on command: one word a line comes in, one line of JSON goes out.
 USER = """
 import json, os, signal, sys
