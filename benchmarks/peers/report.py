@@ -23,12 +23,12 @@ BEGIN, END = "<!-- peers: begin (written by `make bench-peers`) -->", "<!-- peer
 Result = Mapping[str, Any]
 
 
-def summary(result: Result, others: Sequence[Result] = ()) -> str:
-    """All tables of a result; the targets beside those of *others*."""
+def summary(result: Result, others: Mapping[str, Result] | None = None) -> str:
+    """All tables of a result; the targets beside those of *others*, which are known by a name."""
     parts = [
         _ceiling, _drain, _scaling, _enqueue, _latency, _growth, _memory, _pipeline, _fanout, _settings, _failures,
     ]  # fmt: skip
-    texts = [_machine(result), _targets(result, others), *(part(result) for part in parts)]
+    texts = [_machine(result), _targets(result, others or {}), *(part(result) for part in parts)]
     return "\n\n".join(text for text in texts if text)
 
 
@@ -41,9 +41,11 @@ def publish(result: Result, source: Path) -> None:
         draw, cwd=REPOSITORY / "benchmarks", capture_output=True, text=True, check=True
     ).stdout.split()
     shown = "\n".join(f"![{name}](performance/{name}.svg)" for name in drawn)
-    others = [json.loads(path.read_text()) for path in sorted(source.parent.glob("peers-*.json")) if path != source]
-    alike = [each for each in others if each["whole"] and each["machine"]["commit"] == result["machine"]["commit"]]
-    PAGE.write_text(placed(PAGE.read_text(), f"{summary(result, alike)}\n\n{shown}", PAGE))
+    kept = {
+        path.stem: json.loads(path.read_text()) for path in sorted(source.parent.glob("peers-*.json")) if path != source
+    }
+    others = {name: each for name, each in kept.items() if each["whole"]}
+    PAGE.write_text(placed(PAGE.read_text(), f"{summary(result, others)}\n\n{shown}", PAGE))
 
 
 def placed(page: str, tables: str, path: Path) -> str:
@@ -129,8 +131,18 @@ def _machine(result: Result) -> str:
     )
 
 
-def _targets(result: Result, others: Sequence[Result]) -> str:
-    rows, beside = [], [judge(each) for each in others]
+def _targets(result: Result, others: Mapping[str, Result]) -> str:
+    """What was aimed at, and first how fast the machine was: the ceiling's rate, and the µs that its Redis took."""
+    runs, beside = [result, *others.values()], [judge(each) for each in others.values()]
+    speeds = [
+        [_number(Figures(each).median("ceiling", "drain", name)) for each in runs]
+        for name in ("batch_per_s", "batch_redis_us")
+    ]
+    rows = [
+        [f"the ceiling in batches of 100, {what}", "", "", *speed, ""]
+        for what, speed in zip(("items/s", "Redis' µs an item"), speeds, strict=True)
+        if any(speed)
+    ]
     for place, verdict in enumerate(judge(result)):
         if verdict.value is None and not result["whole"]:
             continue
@@ -139,7 +151,15 @@ def _targets(result: Result, others: Sequence[Result]) -> str:
             f"{check.number} {check.what}", f"{sign} {check.floor:g}", f"{sign} {check.aim:g}", _times(verdict.value),
             *(_times(verdicts[place].value) for verdicts in beside), verdict.word,
         ])  # fmt: skip
-    head = ["", "floor", "aim", "measured", *(f"another run ({n + 1})" for n in range(len(beside))), ""]
+    commits = {name: each["machine"]["commit"] for name, each in others.items()}
+    head = [
+        "",
+        "floor",
+        "aim",
+        "measured",
+        *(f"{name}, {commit}" if commit else name for name, commit in commits.items()),
+        "",
+    ]
     return _table("Targets", head, rows, words=1)
 
 

@@ -303,6 +303,19 @@ def test_the_report_says_what_was_measured_met_missed_and_failed() -> None:
     assert "| drain, slow, repetition 1 | FailedError: slow work: not a word |" in text
 
 
+def test_the_targets_of_other_runs_stand_beside_with_how_fast_the_machine_was_then() -> None:
+    now, then = (
+        given_result(drained("ours", rate), opened(ceiling_rate), ours=OURS)
+        for rate, ceiling_rate in ((90_000, 100_000), (20_000, 50_000))
+    )
+    text = report.summary(now, {"peers-1": then})
+    assert "| the ceiling in batches of 100, items/s |  |  | 100,000 | 50,000 |  |" in text
+    assert (
+        "| T1 one agent, batches of 100 ÷ the ceiling in batches of 100 | ≥ 0.4 | ≥ 0.8 | 0.90 | 0.40 | aim met |"
+        in text
+    )
+
+
 def test_the_report_says_what_was_measured_less_often() -> None:
     rows = [
         {"workload": "memory", "peer": peer, "waiting_bytes": 500.0, "completed_bytes": 700.0, "rep": rep}
