@@ -127,6 +127,7 @@ class BoardKeys:
         self.checkpoints = prefix + "checkpoints"  #: zset: task|stage by when its checkpoint ends (ms)
         self.failures = prefix + "failures"  #: stream: what failed lately, and what of it is well again
         self.escalations = prefix + "escalations"  #: hash: task → why a person has to look at it (JSON)
+        self.tending = prefix + "tending"  #: string, for a while: somebody looks after what is kept
         self.debates = prefix + "debates"  #: zset: open debates by their deadline (ms)
         self.debates_closed = prefix + "debates_closed"  #: zset: closed debates by when they may be forgotten (ms)
         self._lanes: dict[str, LaneKeys] = {}
@@ -147,10 +148,6 @@ class BoardKeys:
     def own(self, item_id: str) -> tuple[str, ...]:
         """The keys that one item alone has, and that go with it."""
         return (self.answers(item_id), self.checkpoints_of(item_id))
-
-    def tending(self, what: str) -> str:
-        """String, for a while: somebody looks after what is kept of this, the ``board`` or the ``ledger``."""
-        return f"{self.prefix}tending:{what}"
 
     def wake(self, waiting: str) -> str:
         """List: the bell of one process' waiting agents, which ends a claim of theirs that waits."""

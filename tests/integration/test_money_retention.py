@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from swarm_infrastructure import CostManager
 from swarm_infrastructure.blackboard import Blackboard
 from swarm_infrastructure.blackboard.retention import LogBound, Retention
+from swarm_infrastructure.blackboard.sweeper import Sweeper
 from swarm_infrastructure.cli import main
 from swarm_infrastructure.cost_manager import LedgerBound, Spender, audit_money
 from swarm_infrastructure.cost_manager.ledger import Ledger
@@ -238,16 +239,15 @@ async def test_sweeps_of_many_processes_take_turns_and_go_through_the_counters_p
     monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.COUNTERS_PER_PAGE", 10)
     monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.PAGES_PER_ROUND", 2)
     monkeypatch.setattr("swarm_infrastructure.blackboard.retention.ROUNDS", 1000)
-    monkeypatch.setattr("swarm_infrastructure.cost_manager.ledger.TEND_EVERY_S", 3600)
     ledgers = [CostManager.of(board, bound=LedgerBound(lines=1)).ledger for _ in range(3)]
     await asyncio.gather(*(ledgers[0].record(Spender(task_id=f"task_{n}"), CENT, 1) for n in range(700)))
     tape = Tape(board.store)
 
-    await asyncio.gather(*(each.sweep() for each in ledgers))
+    sweepers = [Sweeper(board, every_s=7200, upkeep=[each.sweep]) for each in ledgers]
+    await asyncio.gather(*(each.run_once() for each in sweepers))
     assert (tape.count("trim_ledger"), tape.count("prune_counters")) == (7, 2)  # by one of them
 
     for _ in range(100):
-        await board.store.command("DEL", board.keys.tending("ledger"))
         await ledgers[0].sweep()
     assert len(await ledgers[0].counters()) == 1 + 3  # the task of the line that is left; the swarm's
     assert await audit_money(ledgers[0]) == []

@@ -629,12 +629,18 @@ async def test_marks_are_looked_through_in_pages_over_several_rounds(
 async def test_sweepers_of_one_board_take_turns_at_what_is_kept(shelves: Blackboard) -> None:
     await given_finished(shelves, "a")
     await clock_of(shelves).advance(s=KEPT_S + 1)
-    tape = Tape(shelves.store)
+    tape, kept, done = Tape(shelves.store), list[int](), list[int]()
 
-    for sweeper in [Sweeper(shelves, every_s=3600) for _ in range(3)]:
+    async def keep() -> None:
+        kept.append(1)
+
+    async def do() -> None:
+        done.append(1)
+
+    for sweeper in [Sweeper(shelves, every_s=3600, upkeep=[keep], chores=[do]) for _ in range(3)]:
         await sweeper.run_once()
 
-    assert tape.count("purge_items") == 1
+    assert (tape.count("purge_items"), len(kept), len(done)) == (1, 1, 3)
     assert await shelves.find("a") is None
 
 

@@ -365,7 +365,7 @@ async def test_what_dead_callers_left_is_swept_without_anybody_asking(open_swarm
         await ledger.reserve(Spender(agent_id="ada"), 500, 5, hold_s=0.001, sent=True)
 
         async def swept() -> bool:
-            await ledger.sweep()
+            await ledger.expire()
             return {row[0] for row in (await ledger.reservations()).values()} == {"released", "unknown"}
 
         await until(swept)

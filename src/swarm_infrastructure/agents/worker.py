@@ -87,13 +87,12 @@ class Worker:
             bound=swarm.log_bound,
             busy=self._busy,
             chores=(
-                swarm.cost_manager.ledger.sweep,
+                swarm.cost_manager.ledger.expire,
                 swarm.debates.sweep,
-                swarm.topics.trim,
                 swarm.task_queues.sweep,
-                swarm.failure_recovery.checkpoints.sweep,
                 Watchdog(swarm.blackboard).run_once,
             ),
+            upkeep=(swarm.cost_manager.ledger.sweep, swarm.topics.trim, swarm.failure_recovery.checkpoints.sweep),
         )
         beat = asyncio.create_task(self._beat_forever(), name="heartbeat")
         told = asyncio.create_task(self._told.wait(), name="told to stop")

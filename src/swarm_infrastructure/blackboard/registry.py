@@ -18,7 +18,7 @@ import orjson
 from ..errors import ClaimLostError, InvalidInputError, ItemNotFoundError
 from ..keys import check_id, check_name
 from .claims import Claim, Ending
-from .clock import read_clock_ms
+from .clock import list_older, read_clock_ms
 from .items import Item, clean_text, dump_json
 
 if TYPE_CHECKING:
@@ -101,17 +101,13 @@ class AgentRegistry:
 
     async def forget_dead(self, after_s: float) -> int:
         """Forget agents without a heartbeat for *after_s*; returns how many."""
-        dead = await self._store.command("ZRANGEBYSCORE", self._keys.beats, "-inf", await self._ms_ago(after_s))
+        dead = await list_older(self._store, self._keys, self._keys.beats, after_s)
         for agent_id in dead:
-            await self.unregister(agent_id.decode())
+            await self.unregister(agent_id)
         return len(dead)
 
-    async def _ms_ago(self, seconds: float) -> int:
-        """So long ago, in ms since the epoch on Redis' clock."""
-        return await read_clock_ms(self._store, self._keys) - int(seconds * 1000)
-
     async def _alive(self) -> set[str]:
-        since = await self._ms_ago(self._dead_after_s)
+        since = await read_clock_ms(self._store, self._keys) - int(self._dead_after_s * 1000)
         return {name.decode() for name in await self._store.command("ZRANGEBYSCORE", self._keys.beats, since, "+inf")}
 
     async def beat(self, agent_id: str) -> None:

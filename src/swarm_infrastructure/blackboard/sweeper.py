@@ -35,10 +35,11 @@ class Sweeper:
 
     Args:
         blackboard: the board.
-        every_s: seconds between rounds, with half of it as jitter.
+        every_s: seconds between rounds, and up to a quarter more.
         busy: whether anything was done here since it was asked last. If not, the pauses grow, up to a minute: what there is
             to sweep then was left by others, and they, or whoever claims next, sweep it too.
         chores: what else is to be done each round.
+        upkeep: what else is to be done where it is this process' turn, like the board's own retention.
         bound: of the board's event log.
     """
 
@@ -49,10 +50,11 @@ class Sweeper:
         every_s: float = 5.0,
         busy: Callable[[], bool] = lambda: True,
         chores: Sequence[Callable[[], Awaitable[Any]]] = (),
+        upkeep: Sequence[Callable[[], Awaitable[Any]]] = (),
         bound: LogBound | None = None,
     ) -> None:
-        self._blackboard, self._every_s, self._chores, self._bound = blackboard, every_s, chores, bound
-        self._busy = busy
+        self._blackboard, self._every_s, self._bound = blackboard, every_s, bound
+        self._chores, self._upkeep, self._busy = chores, upkeep, busy
         self._retention = Retention(blackboard.store, blackboard.keys, blackboard.board, bound)
         self._locks: Sweeper | None = None
         self._task: asyncio.Task[None] | None = None
@@ -63,9 +65,11 @@ class Sweeper:
         ended = 0
         for start in range(0, len(lanes), LANES_PER_CALL):
             ended += await self._blackboard.claims.reap(lanes[start : start + LANES_PER_CALL])
-        await self._blackboard.agents.forget_dead(FORGET_AFTER_S)
-        if await take_turn(self._blackboard.store, self._blackboard.keys.tending("board"), self._every_s / 2):
+        if await take_turn(self._blackboard.store, self._blackboard.keys.tending, self._every_s / 2):
             await self._retention.run_once()
+            await self._blackboard.agents.forget_dead(FORGET_AFTER_S)
+            for each in self._upkeep:
+                await each()
         if self._blackboard.lock_desk is not None:  # the locks are a board of their own
             self._locks = self._locks or Sweeper(self._blackboard.lock_desk, every_s=self._every_s, bound=self._bound)
             ended += await self._locks.run_once()
@@ -86,7 +90,7 @@ class Sweeper:
     async def _run(self) -> None:
         pause_s = self._every_s
         while True:
-            await asyncio.sleep(pause_s * (0.75 + chance.random() / 2))
+            await asyncio.sleep(pause_s * (1 + chance.random() / 4))
             pause_s = min(LONGER * pause_s, max(IDLE_EVERY_S, self._every_s))
             try:
                 ended = await self.run_once()

@@ -26,7 +26,7 @@ import structlog
 
 from ..blackboard.events import Trimmed
 from ..blackboard.items import ANSWER_S
-from ..blackboard.retention import pages_per_round, take_turn
+from ..blackboard.retention import pages_per_round
 from ..errors import BudgetExceededError, InvalidInputError, ReplayError, SwarmError, UnavailableError
 from ..guard import NO_GUARD, Guard, Heard
 from ..keys import BoardKeys
@@ -70,7 +70,6 @@ LINES_PER_TRIM = 100  # of some 20 counters each: a call of 3 ms
 TRIMS_PER_ROUND = 200
 COUNTERS_PER_PAGE = 500
 PAGES_PER_ROUND = 10  # at least; the next round goes on where this one ended
-TEND_EVERY_S = 2.5  # a sweeper's round is 5 s
 ANSWERS = object()  # stands for the place of a key among those of a call
 
 
@@ -351,15 +350,13 @@ class Ledger:
         return int(freed), int(unknown)
 
     async def sweep(self) -> None:
-        """What has to be done now and then: `expire`; and, one process at a time, `trim` and some pages of `prune`."""
-        await self.expire()
-        if await take_turn(self._store, self._board.tending("ledger"), TEND_EVERY_S):
-            await self.trim()
-            size = int(await self._store.command("HLEN", self._board.spend))
-            for _ in range(pages_per_round(size, COUNTERS_PER_PAGE, PAGES_PER_ROUND)):
-                self._pruned_to, _ = await self._prune_page(self._pruned_to)
-                if self._pruned_to == "0":
-                    break
+        """What one process in a while has to do: `trim`, and some pages of `prune`."""
+        await self.trim()
+        size = int(await self._store.command("HLEN", self._board.spend))
+        for _ in range(pages_per_round(size, COUNTERS_PER_PAGE, PAGES_PER_ROUND)):
+            self._pruned_to, _ = await self._prune_page(self._pruned_to)
+            if self._pruned_to == "0":
+                break
 
     async def trim(self) -> int:
         """Trim the ledger to its bound. Returns how many lines went."""

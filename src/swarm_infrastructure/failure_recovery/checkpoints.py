@@ -17,7 +17,7 @@ import orjson
 from ..blackboard import Claim
 from ..blackboard.blackboard import Blackboard
 from ..blackboard.claims import current_claim
-from ..blackboard.clock import read_clock_ms
+from ..blackboard.clock import list_older, read_clock_ms
 from ..errors import ClaimLostError, InvalidInputError, ItemHeldError, LibraryMismatchError, WrongStatusError
 from ..keys import check_id
 
@@ -163,8 +163,9 @@ class Checkpoints:
 
     async def sweep(self) -> None:
         """Forget the names of what ended by itself."""
-        now_ms = await read_clock_ms(self._store, self._keys)
-        await self._store.command("ZREMRANGEBYSCORE", self._keys.checkpoints, "-inf", now_ms)
+        if await list_older(self._store, self._keys, self._keys.checkpoints, 0):
+            now_ms = await read_clock_ms(self._store, self._keys)
+            await self._store.command("ZREMRANGEBYSCORE", self._keys.checkpoints, "-inf", now_ms)
 
     def _own_claim(self, task_id: str) -> Claim | None:
         claim = current_claim()
