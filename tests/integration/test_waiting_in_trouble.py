@@ -80,7 +80,7 @@ async def test_an_agent_that_waits_outlives_the_closing_of_the_node_that_it_conn
 
 async def test_a_lent_wire_notices_a_silent_server_in_the_time_of_its_present_call(store: Store) -> None:
     [node] = await store._topology.nodes()
-    async with node.blocking() as wire:
+    with node.blocking() as wire:
         await wire.ask_all([("PING",)], within_s=30.0)
         asked = asyncio.create_task(wire.ask_all([("BLPOP", "never", 4)], within_s=0.2))
         done, _ = await asyncio.wait({asked}, timeout=2.0)

@@ -324,7 +324,7 @@ class Store:
     ) -> Any:
         """Send a command behind a BLPOP, which holds it back in Redis."""
         many = [("BLPOP", *bells, max(timeout_s, 0.01)), words, *self._proof(copied)]
-        async with node.blocking() as wire:
+        with node.blocking() as wire:
             answers = await wire.ask_all(many, within_s=timeout_s + self.timeout_s)
         self._judge(answers, copied)
         return answers[1]
@@ -407,7 +407,7 @@ class Store:
         async def send(node: Node, asking: bool) -> list[Any]:
             if asking:
                 raise refused.TryAgainError("TRYAGAIN a slot is being moved")
-            async with node.blocking() as wire:
+            with node.blocking() as wire:
                 answers = await wire.ask_all(many, within_s=timeout_s + self.timeout_s)
             self._judge(answers[:1], None)
             return answers

@@ -8,8 +8,8 @@ each write, which in Python 3.11 swallows a cancellation that comes as the write
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakSet
@@ -120,8 +120,8 @@ class Node:
         self._listeners.add(connection)
         return connection
 
-    @asynccontextmanager
-    async def blocking(self) -> AsyncIterator[Wire]:
+    @contextmanager
+    def blocking(self) -> Iterator[Wire]:
         """A wire for one's own use, for what blocks a connection."""
         wire = self._idle.pop() if self._idle else self._wire()
         self._lent.add(wire)
