@@ -113,6 +113,7 @@ async def _fail() -> None:
 
 async def _retention(board: Blackboard) -> None:
     assert await take_turn(board.store, board.keys.tending, 3600) in (True, False)  # who asks again is too late
+    await board.agents.forget_dead(3600)  # list_older
     retention = Retention(board.store, board.keys, board.board, LogBound(entries=1000))
     await retention.purge_items()  # list_finished, purge_items
     await retention.purge_marks()
