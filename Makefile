@@ -80,7 +80,7 @@ bench-peers: .venv/.ready-demo  ## beside Celery, BullMQ, LangGraph, ...: half a
 	@cd benchmarks && ../$(BIN)/python -m peers.run --reps $(REPS) --only "$(ONLY)" --peers "$(PEERS)" --without "$(WITHOUT)" \
 		$(if $(BACKLOGS),--backlogs "$(abspath $(BACKLOGS))")
 
-bench-peers-report: .venv/.ready-demo  ## docs/performance.md from a result file: RUN=benchmarks/results/peers-4.json
+bench-peers-report: .venv/.ready-demo  ## docs/performance.md from a result file: RUN=benchmarks/results/peers-8.json
 	@cd benchmarks && ../$(BIN)/python -m peers.run --publish "$(abspath $(RUN))"
 
 # LiteLLM's proxy brings parts under another licence, so it has an environment of its own and is no dependency.
